@@ -1,0 +1,54 @@
+"""Actor: the class that programs subclass, and the table of methods that others may call.
+
+An actor's code runs in a process of its own, on one thread, one message at a time. `async def` handlers interleave at
+their awaits; a generator handler is a stream, and other messages run between its items.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loom.actor.context import Context
+
+HOOKS = frozenset(("on_start", "on_stop", "on_event", "snapshot", "restore", "ctx", "topics"))
+"""Names that are the runtime's: never called by a message."""
+
+
+class Actor:
+    """Base of all actors. Every public method of a subclass can be called from elsewhere.
+
+    `self.ctx` is there already in `__init__`, which runs in the actor's own process. An exception in `__init__` or
+    `on_start` is a failed start; one in a handler goes to the caller, and the actor lives on.
+    """
+
+    ctx: Context
+
+    def on_start(self) -> Awaitable[None] | None:
+        """Called once, before the first message. May be `async`."""
+        return None
+
+    def on_stop(self, reason: str) -> Awaitable[None] | None:
+        """Called once after the last message, when the actor is asked to stop. May be `async`.
+
+        `reason`: "shutdown" (its supervisor stops it), "normal" (it asked to stop itself).
+        """
+        return None
+
+
+def methods_of(cls: type) -> frozenset[str]:
+    """Names of the public methods of an actor class."""
+    return frozenset(name for name in dir(cls) if not name.startswith("_") and name not in HOOKS and _callable(cls, name))
+
+
+def _callable(cls: type, name: str) -> bool:
+    return callable(inspect.getattr_static(cls, name, None)) or isinstance(
+        inspect.getattr_static(cls, name, None), (staticmethod, classmethod)
+    )
+
+
+def table_of(actor: Any) -> dict[str, Any]:
+    """Public method name -> bound method of `actor`: looked up once, not at every message."""
+    return {name: getattr(actor, name) for name in methods_of(type(actor))}

@@ -1,0 +1,47 @@
+"""Where one incarnation of an actor lives, and whether it is still the same process."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+
+class Address(msgspec.Struct, frozen=True, gc=False):
+    """One incarnation: its mailbox and its process.
+
+    `start_time` is field 22 of /proc/PID/stat (clock ticks since boot): pid and start time together are never reused.
+    `row` is its line on the status board, `participant` its number in the arena (-1: none).
+    """
+
+    name: str
+    endpoint: str
+    pid: int
+    start_time: int
+    incarnation: int
+    row: int = -1
+    participant: int = -1
+
+
+def start_time_of(pid: int | str = "self") -> int:
+    """Start time of a process in clock ticks since boot, 0 when there is no such process. Zombies still have one."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def open_pidfd(pid: int, start_time: int) -> int | None:
+    """A pidfd for exactly that process, None when it is gone; becomes readable when the process dies.
+
+    The start time is read after the pidfd is open, so a reused pid is never taken for the process that had it before.
+    """
+    try:
+        fd = os.pidfd_open(pid)
+    except (ProcessLookupError, OverflowError, OSError):
+        return None
+    if start_time_of(pid) != start_time:
+        os.close(fd)
+        return None
+    return fd

@@ -1,0 +1,365 @@
+"""Channel: this process's link to one incarnation of an actor, and the asks that are pending on it.
+
+One DEALER socket, connected straight to the actor's mailbox; one pidfd, so that its death is known the moment the
+kernel knows it. Any thread may use a channel: the socket is touched under a lock only, and waiting happens on the
+file descriptors, outside the lock.
+
+ZeroMQ's descriptor is edge-triggered: any operation on the socket may swallow the edge. Hence the rule throughout:
+whoever touched the socket drains it before letting go of the lock, and wakes the threads whose replies it found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from loom.actor.address import Address, open_pidfd
+from loom.actor.reply import Reply
+from loom.clock import monotonic, wall
+from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, ProtocolError
+from loom.telemetry import log
+from loom.wire import codec, envelope, failures, frames
+from loom.wire.envelope import Envelope
+
+if TYPE_CHECKING:
+    from loom.actor.links import Links
+
+HIGH_WATER_MARK = 4096
+"""Messages ZeroMQ may hold for one direction of one link before the sender has to wait."""
+
+OUTBOX = 100_000
+"""Messages a coroutine may leave waiting for a slow actor before it is refused with MailboxFull."""
+
+_POLLIN = int(zmq.POLLIN)
+_EVENTS = int(zmq.EVENTS)
+_NOBLOCK = int(zmq.NOBLOCK)
+_NIL = b"\xc0"
+
+
+class Channel:
+    """A link to one incarnation. `dead` turns True when the process is gone or the link closed, and never back."""
+
+    def __init__(self, links: Links, address: Address) -> None:
+        """Connect. A peer that is gone already makes no error: the channel is `dead` from the start."""
+        self.address = address
+        self._links = links
+        self._arena = links.arena
+        self._lock = threading.Lock()
+        self._pending: dict[int, Reply] = {}
+        self._outbox: deque[list[Any]] = deque()
+        self._callbacks: deque[tuple[Callable[[Reply], None], Reply]] = deque()
+        self._loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._pollers = threading.local()
+        self._socket = links.context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 1000)
+        self._socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
+        self._socket.set(zmq.RCVHWM, 0)  # as many replies as we asked for, as many items as we gave credit for
+        self._socket.set(zmq.RECONNECT_IVL, 1)
+        self._socket.set(zmq.RECONNECT_IVL_MAX, 100)
+        self._fd: int = self._socket.get(zmq.FD)
+        self._pidfd = open_pidfd(address.pid, address.start_time)
+        self.dead = self._pidfd is None
+        if self.dead:
+            self._socket.close()
+        else:
+            self._socket.connect(address.endpoint)
+
+    # --- sending ---
+
+    def post(self, header: Envelope, body: codec.Body, reply: Reply | None) -> None:
+        """Hand one message over; `reply` is told how it ends, None for a message without a reply.
+
+        Raises: ArenaFull (L3003); MailboxFull (L2003) when a coroutine overruns a slow actor; ActorDied (L2001) when
+        the incarnation is gone and there is no reply to tell it to.
+        """
+        header.timestamp = wall()
+        parts = frames.pack(header, body, self._arena, self.address.participant)
+        with self._lock:
+            refused = self.dead
+            if not refused:
+                if reply is not None:
+                    reply.channel = self
+                    self._pending[header.id] = reply
+                self._send(parts)
+                self._drain()
+        if refused:
+            frames.recall(header.buffers, self._arena)
+            if reply is None:
+                raise ActorDied(f"actor {self.address.name!r} died before the message was sent", started=False)
+            reply.channel = self._links.node
+            self._links.lost(self, [reply])
+            return
+        if self._callbacks:
+            self._run_callbacks()
+        if self._outbox:
+            self._wait_for_room()
+
+    def credit(self, reply: Reply, count: int) -> None:
+        """Let the stream behind `reply` send `count` more items."""
+        self._control(Envelope(self._links.next_id(), envelope.CREDIT, correlation_id=reply.id, credit=count))
+
+    def cancel(self, reply: Reply) -> None:
+        """Forget `reply` and tell the actor to stop working on it."""
+        if self._give_up(reply, CallTimeout(f"the call to {reply.what} was cancelled by its caller")):
+            self._control(Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=reply.id))
+
+    def expire(self, reply: Reply) -> None:
+        """The deadline of `reply` has passed: it ends as CallTimeout, a later answer is discarded."""
+        self._give_up(reply, CallTimeout(f"no reply from {reply.what} before its deadline; the call may still run"))
+
+    def _control(self, header: Envelope) -> None:
+        with self._lock:
+            if not self.dead:
+                self._send([envelope.encode(header), _NIL])
+                self._drain()
+        self._run_callbacks()
+
+    def _give_up(self, reply: Reply, error: LoomError) -> bool:
+        with self._lock:
+            if reply.is_done:
+                return False
+            self._pending.pop(reply.id, None)
+            reply.fail(error)
+            self._announce(reply)
+        self._run_callbacks()
+        return True
+
+    def _send(self, parts: list[Any]) -> None:
+        """Lock held: send, or leave it in the outbox when the actor is behind."""
+        if not self._outbox:
+            try:
+                self._socket.send_multipart(parts, _NOBLOCK)
+                return
+            except zmq.Again:
+                pass
+        self._outbox.append(parts)
+
+    def _wait_for_room(self) -> None:
+        """The outbox is not empty: a thread waits until it is, a coroutine leaves that to its event loop."""
+        loop = running_loop()
+        if loop is not None:
+            self.watch(loop)
+            if len(self._outbox) > OUTBOX:
+                raise MailboxFull(
+                    f"{len(self._outbox)} messages wait for actor {self.address.name!r}: await some replies first"
+                )
+            return
+        while self._outbox and not self.dead:
+            self._sleep(0.001)  # ZeroMQ's descriptor does not always tell of room, so look now and then
+            with self._lock:
+                self._drain()
+            self._run_callbacks()
+
+    # --- receiving ---
+
+    def wait(self, reply: Reply, until: float | None) -> bool:
+        """Read until there is news for `reply`, or it moved to another channel; False when `until` passed first."""
+        waker = self._links.waker()
+        while True:
+            with self._lock:
+                if not self.dead:
+                    self._drain()
+                waiting = not reply.is_done and not reply.has_items and reply.channel is self
+                if waiting:
+                    reply.wakers = (*reply.wakers, waker)
+            if self._callbacks:
+                self._run_callbacks()
+            if not waiting:
+                return True
+            timeout_s = None if until is None else until - monotonic()
+            if timeout_s is None or timeout_s > 0:
+                self._sleep(timeout_s)
+            with self._lock:
+                reply.wakers = tuple(fd for fd in reply.wakers if fd != waker)
+            if timeout_s is not None and timeout_s <= 0:
+                return False
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have `loop` read this channel from now on."""
+        with self._lock:
+            if not self.dead and loop not in self._loops:
+                self._loops.add(loop)
+                loop.add_reader(self._fd, self._on_readable)
+                loop.add_reader(self._pidfd, self._on_readable)
+        loop.call_soon(self._on_readable)  # the edge may have been swallowed before
+
+    def _on_readable(self) -> None:
+        with self._lock:
+            if not self.dead:
+                self._drain()
+        if not self.dead and self._exited():
+            self._bury()
+        self._run_callbacks()
+
+    def _exited(self) -> bool:
+        pidfd = self._pidfd
+        return pidfd is not None and bool(self._poll_of(pidfd).poll(0))
+
+    def _poll_of(self, pidfd: int) -> select.poll:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return poll
+
+    def _sleep(self, timeout_s: float | None) -> None:
+        """Wait on the descriptors, without the lock, until one is readable or the time is over."""
+        waker = self._links.waker()
+        poll: select.poll | None = getattr(self._pollers, "poll", None)
+        if poll is None or self.dead:
+            poll = select.poll()
+            poll.register(waker, select.POLLIN)
+            if not self.dead:
+                poll.register(self._fd, select.POLLIN)
+                poll.register(self._pidfd or -1, select.POLLIN)
+                self._pollers.poll = poll
+        for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000 + 0.5):
+            if fd == waker:
+                os.eventfd_read(fd)
+            elif fd == self._pidfd:
+                self._bury()
+
+    def _drain(self) -> None:
+        """Lock held: read all there is, then send what waits."""
+        socket = self._socket
+        while True:
+            events: Any = socket.get(_EVENTS)
+            if events & _POLLIN:
+                self._receive(socket.recv_multipart(_NOBLOCK))
+            elif self._outbox:
+                try:
+                    socket.send_multipart(self._outbox[0], _NOBLOCK)
+                except zmq.Again:
+                    return
+                self._outbox.popleft()
+            else:
+                return
+
+    def _receive(self, parts: list[bytes]) -> None:
+        """Lock held: one message from the actor."""
+        try:
+            header = envelope.decode(parts[0])
+        except LoomError as error:
+            log.warning("from actor %r: %s", self.address.name, error)
+            return
+        reply = self._pending.get(header.correlation_id)
+        if reply is None:  # late, or never ours
+            frames.discard(header, self._arena)
+            return
+        try:
+            if len(parts) < 2:
+                raise ProtocolError("message has no body frame")
+            buffers = frames.unpack(header, parts[2:], self._arena)
+            value = codec.decode_value(header.encoding, parts[1], buffers)
+        except LoomError as error:
+            reply.fail(error)
+        else:
+            if header.kind == envelope.REPLY:
+                reply.resolve(value)
+            elif header.kind == envelope.ITEM:
+                reply.push(value)
+            elif header.kind == envelope.END:
+                reply.end()
+            elif header.kind == envelope.ERROR:
+                reply.fail(failures.from_wire(value, self.address.name))
+            else:
+                log.warning("from actor %r: a %r message is no answer", self.address.name, header.kind)
+                return
+        if reply.is_done:
+            del self._pending[reply.id]
+        self._announce(reply)
+
+    def _announce(self, reply: Reply) -> None:
+        """Lock held: wake the threads that wait for `reply`, and queue its callbacks."""
+        if reply.wakers:
+            own = self._links.waker()
+            for waker in reply.wakers:
+                if waker != own:
+                    os.eventfd_write(waker, 1)
+        if reply.callbacks:
+            self._callbacks.extend((callback, reply) for callback in reply.callbacks)
+            reply.callbacks = []
+
+    def _run_callbacks(self) -> None:
+        while self._callbacks:
+            try:
+                callback, reply = self._callbacks.popleft()
+            except IndexError:  # another thread was faster
+                return
+            callback(reply)
+
+    def on_news(self, reply: Reply, callback: Callable[[Reply], None]) -> None:
+        """Call `callback(reply)` at the next news for `reply`: at once when there is some."""
+        with self._lock:
+            if not reply.is_done and not reply.has_items:
+                reply.callbacks.append(callback)
+                return
+        callback(reply)
+
+    # --- the end ---
+
+    def _bury(self) -> None:
+        """The process is gone: read its last words, then ask the node why, for those who still wait."""
+        orphans = self._shut(heir=self._links.node)
+        if orphans:
+            self._links.lost(self, orphans)
+        self._run_callbacks()
+
+    def _shut(self, heir: Channel) -> list[Reply]:
+        """Close the socket. The replies that were pending are returned, and wait on `heir` from now on."""
+        with self._lock:
+            if self.dead:
+                return []
+            self._drain()
+            self.dead = True
+            orphans = list(self._pending.values())
+            self._pending.clear()
+            self._outbox.clear()
+            for reply in orphans:
+                reply.channel = heir
+                for waker in reply.wakers:
+                    os.eventfd_write(waker, 1)
+            for loop in self.loops():
+                loop.remove_reader(self._fd)
+                loop.remove_reader(self._pidfd)
+            self._socket.close()
+            if self._pidfd is not None:
+                os.close(self._pidfd)
+                self._pidfd = None
+            return orphans
+
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        """The event loops that read this channel."""
+        return [loop for loop in self._loops if not loop.is_closed()]
+
+    def fail_all(self, replies: list[Reply], error: Callable[[Reply], LoomError]) -> None:
+        """End each of `replies` with its own error."""
+        with self._lock:
+            for reply in replies:
+                if not reply.is_done:
+                    reply.fail(error(reply))
+                    self._announce(reply)
+        self._run_callbacks()
+
+    def retire(self) -> None:
+        """The actor has a newer incarnation: close as soon as nothing is pending here any more."""
+        with self._lock:
+            idle = not self._pending
+        if idle:
+            self.close()
+
+    def close(self) -> None:
+        """Disconnect; messages already handed over are still sent. Pending replies end as ActorDied."""
+        orphans = self._shut(heir=self)
+        self.fail_all(orphans, lambda reply: ActorDied(f"the connection to {reply.what} was closed"))
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop of this thread, None when there is none."""
+    return asyncio._get_running_loop()

@@ -1,0 +1,256 @@
+"""The child's entry point: what an actor's process does from the fork to its exit.
+
+It runs in a process that the zygote has just forked. It ties its life to the node's, says hello on its control socket,
+makes the actor, says that it started (or why not), and receives until it is told to stop. The control socket carries
+small MessagePack maps: {"hello"}, {"started"}, {"failed"} and {"exiting"} to the node, {"stop"} from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import ctypes
+import gc
+import importlib
+import os
+import pickle
+import random
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+import msgspec
+import uvloop
+
+from loom import arena as arenas
+from loom import telemetry
+from loom.actor.actor import Actor, table_of
+from loom.actor.address import Address, start_time_of
+from loom.actor.board import Board
+from loom.actor.context import Context
+from loom.actor.links import Links
+from loom.actor.mailbox import Mailbox
+from loom.actor.receive import Receiver
+from loom.actor.verbs import Verbs
+from loom.arena import Arena
+from loom.errors import ActorImportError
+from loom.wire import codec, failures
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+
+FAILED_START = 70
+"""Exit code of a process whose actor could not be made (EX_SOFTWARE of sysexits.h)."""
+
+
+class Order(msgspec.Struct):
+    """All that a process needs to become one incarnation; travels from the node in a sealed memfd.
+
+    `target` is "module:Class", or empty when `pickled` holds the class itself. `pickled` is a pickle of
+    (class or None, args, kwargs).
+    """
+
+    name: str
+    incarnation: int
+    endpoint: str
+    row: int
+    node: Address
+    arena: str
+    cookie: str
+    pickled: bytes
+    target: str = ""
+    path: list[str] = []
+    capacity: int = 1000
+
+
+class Control:
+    """The actor's end of its control socket, to the node."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Tell the node something; a node that is gone is no error here, its death ends this process anyway."""
+        try:
+            self.socket.send(msgspec.msgpack.encode(message))
+        except OSError:
+            pass
+
+    def receive(self) -> dict[str, Any] | None:
+        """The node's next message; None when the node is gone."""
+        try:
+            data = self.socket.recv(65536)
+        except BlockingIOError:
+            return {}
+        except OSError:
+            return None
+        return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else None
+
+
+def main(control_fd: int, order_fd: int, parent: int) -> NoReturn:
+    """Be one incarnation of an actor. `parent`: the process that forked this one, and exits right away."""
+    code = 1
+    try:
+        control = Control(socket.socket(fileno=control_fd))
+        order = _read(order_fd)
+        _tie_to_node(order.node.pid, parent)
+        code = _live(order, control)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        sys.stderr.write(failures.traceback_of(error))
+    finally:
+        try:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # the zygote's own exit handlers and finalizers are not ours to run
+
+
+def _read(fd: int) -> Order:
+    """The order, from its memfd."""
+    size = os.fstat(fd).st_size
+    data = os.pread(fd, size, 0)
+    while len(data) < size:
+        data += os.pread(fd, size - len(data), len(data))
+    os.close(fd)
+    return msgspec.msgpack.decode(data, type=Order)
+
+
+def _tie_to_node(node_pid: int, parent: int) -> None:
+    """Die with the node. This process becomes the node's own child when `parent`, its maker, has exited.
+
+    The signal is armed after that, and then the parent is looked at once more: a node that died before the arming
+    is noticed by the look, one that dies later by the signal.
+    Source: prctl(2), PR_SET_PDEATHSIG: "cleared for the child of a fork"; it follows the current parent.
+    """
+    while os.getppid() == parent:
+        os.sched_yield()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != node_pid:
+        os._exit(1)
+
+
+def _settle_in(order: Order) -> None:
+    """Make this fork of the zygote a process of its own."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, f"loom:{order.name}"[:15].encode(), 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    random.seed()
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    telemetry.setup(f"{os.path.basename(os.path.dirname(order.node.endpoint[len('ipc://') :]))}/{order.name}")
+    if order.path:
+        sys.path[:] = order.path
+    gc.enable()
+
+
+def _live(order: Order, control: Control) -> int:
+    """From the sockets to the exit code."""
+    _settle_in(order)
+    arena = Arena.attach(order.arena)
+    arenas.use(arena)
+    board = Board.attach(order.arena)
+    links = Links(order.node, arena, board, owner=order.name)
+    mailbox = Mailbox(links.context, order.endpoint)
+    control.send({"hello": os.getpid(), "start": start_time_of(), "participant": arena.participant})
+
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    verbs = Verbs(links)
+    life = _Life(loop, control)
+    context = Context(order.name, order.incarnation, links, verbs, life.stop)
+    try:
+        actor = _make(order, context)
+        started = actor.on_start()
+        if started is not None:
+            loop.run_until_complete(started)
+    except BaseException as error:
+        skip = 2 if not isinstance(error, ActorImportError) else 0
+        text = failures.traceback_of(error, skip)
+        brief = f"{type(error).__qualname__}: {failures.message_of(error)}"
+        control.send({"failed": text, "brief": brief})
+        return FAILED_START
+    receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
+    receiver.on_exit = life.exit
+    receiver.start(loop)
+    control.send({"started": True})
+    control.socket.setblocking(False)
+    loop.add_reader(control.socket.fileno(), life.listen)
+    reason = loop.run_until_complete(life.ended)
+    loop.remove_reader(control.socket.fileno())
+    code = loop.run_until_complete(_end(actor, receiver, reason, life.code))
+    mailbox.close()
+    links.close()
+    return code
+
+
+class _Life:
+    """How this process is told to end: by the node, by its own code, or by the node's death."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, control: Control) -> None:
+        self.ended: asyncio.Future[str] = loop.create_future()
+        self.code = 0
+        self._control = control
+
+    def stop(self, reason: str) -> None:
+        """End with `on_stop(reason)` and exit code 0."""
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+    def exit(self, code: int) -> None:
+        """End because a handler raised SystemExit."""
+        self.code = code
+        self.stop("normal" if code == 0 else "exit")
+
+    def listen(self) -> None:
+        """The control socket is readable."""
+        message = self._control.receive()
+        if message is None:
+            os._exit(1)
+        if "stop" in message:
+            self.stop(str(message["stop"]))
+
+
+async def _end(actor: Actor, receiver: Receiver, reason: str, code: int) -> int:
+    await receiver.stop()
+    try:
+        stopped = actor.on_stop(reason)
+        if stopped is not None:
+            await stopped
+    except BaseException as error:
+        telemetry.log.error("on_stop raised:\n%s", failures.traceback_of(error, 1))
+        return code or 1
+    return code
+
+
+def _make(order: Order, context: Context) -> Actor:
+    """Import or unpickle the class, and make the instance; `ctx` is there before `__init__` runs."""
+    if order.target:
+        cls = load(order.target)
+        _, args, kwargs = codec.decode_value("pickle", order.pickled)
+    else:
+        cls, args, kwargs = pickle.loads(order.pickled)
+    if not (isinstance(cls, type) and issubclass(cls, Actor)):
+        raise ActorImportError(f"expected a subclass of loom.Actor, got {cls!r}")
+    actor = cls.__new__(cls)
+    actor.ctx = context
+    actor.__init__(*args, **kwargs)  # type: ignore[misc]
+    return actor
+
+
+def load(target: str) -> Any:
+    """The object that "module:Class" names. Raises: ActorImportError (L1006)."""
+    module_name, _, name = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise ActorImportError(f"{target}: cannot be imported: {type(error).__name__}: {error}") from error
+    return found

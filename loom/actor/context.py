@@ -1,0 +1,69 @@
+"""Context: what `self.ctx` offers to an actor's code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from loom.errors import UsageError
+from loom.wire.envelope import Envelope
+
+if TYPE_CHECKING:
+    from loom.actor.links import Links
+    from loom.actor.ref import ActorRef
+
+current: ContextVar[Envelope | None] = ContextVar("loom_message", default=None)
+"""The message being handled; each async handler sees its own."""
+
+
+class Context:
+    """An actor's view of itself, of the message it is handling, and of its node."""
+
+    def __init__(self, name: str, incarnation: int, links: Links, node: Any, stop: Callable[[str], None]) -> None:
+        self.name = name
+        """The actor's name on its node."""
+        self.incarnation = incarnation
+        """1 for the first process to bear the name, one more for each restart."""
+        self._links = links
+        self._node = node
+        self._stop = stop
+
+    @property
+    def ref(self) -> ActorRef:
+        """A reference to this actor, to be sent to others."""
+        found: ActorRef = self._node.reference(self.name)
+        return found
+
+    @property
+    def request(self) -> Envelope:
+        """The header of the message being handled. Raises: UsageError (L1008) outside of a handler."""
+        message = current.get()
+        if message is None:
+            raise UsageError("ctx.request: no message is being handled; use it inside a handler")
+        return message
+
+    @property
+    def sender(self) -> ActorRef | None:
+        """The actor that sent the message being handled, None when a client did."""
+        name = self.request.sender
+        return self._node.reference(name) if name else None
+
+    @property
+    def deadline(self) -> float | None:
+        """When the caller stops waiting, on `loom.clock.monotonic`; None when it has not said."""
+        return self.request.deadline or None
+
+    def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
+        """Start another actor under the node's root supervisor. As `Node.spawn`."""
+        found: ActorRef = self._node.spawn(actor, *args, name=name, **kwargs)
+        return found
+
+    def lookup(self, name: str) -> ActorRef:
+        """A reference to an actor of this node. Raises: ActorNotFound (L1003)."""
+        found: ActorRef = self._node.lookup(name)
+        return found
+
+    def stop(self, reason: str = "normal") -> None:
+        """End this actor after the message being handled: `on_stop(reason)` runs, then the process exits with 0."""
+        self._stop(reason)

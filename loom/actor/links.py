@@ -1,0 +1,169 @@
+"""Links: all that one process needs to talk to the actors of one node.
+
+The ZeroMQ context, the arena, the status board, the channel to the node itself, and one channel for each actor that
+this process has called. A client has one; an actor's process has one; nothing here is shared between processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+from loom.actor import board as rows
+from loom.actor.address import Address
+from loom.actor.board import Board
+from loom.actor.channel import Channel
+from loom.actor.reply import Reply
+from loom.actor.target import Target
+from loom.arena import Arena
+from loom.errors import ActorDied, LoomError, NodeDown
+from loom.wire import codec, envelope
+from loom.wire.envelope import Envelope
+
+_by_endpoint: weakref.WeakValueDictionary[str, Links] = weakref.WeakValueDictionary()
+_factory: list[Callable[[str], Links]] = []
+
+
+class _Waker:
+    """An eventfd that lives as long as its thread."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class Links:
+    """This process's connections to one node.
+
+    `arena` and `board` may be None for a peer that only exchanges messages. `owner` is the name under which this
+    process sends: an actor's name, or "" for a client.
+    """
+
+    def __init__(self, node: Address, arena: Arena | None, board: Board | None, owner: str = "") -> None:
+        self.context = zmq.Context(io_threads=1)
+        self.arena = arena
+        self.board = board
+        self.owner = owner
+        self.why_down: Callable[[], str] = lambda: ""
+        self.participant = -1 if arena is None else arena.participant
+        # Ids stay below 2**53, the largest integer that every language's MessagePack reads exactly.
+        self._id_base = secrets.randbits(20) << 32
+        self._counter = itertools.count(1)
+        self._local = threading.local()
+        self._targets: dict[str, Target] = {}
+        self._words = None if board is None else board.words
+        self.node = Channel(self, node)
+        _by_endpoint[node.endpoint] = self
+
+    def next_id(self) -> int:
+        """A message id that is unique among those of this process and, nearly, of the node."""
+        return self._id_base + next(self._counter)
+
+    def waker(self) -> int:
+        """This thread's eventfd; other threads write to it to end this one's sleep."""
+        waker: _Waker | None = getattr(self._local, "waker", None)
+        if waker is None:
+            waker = self._local.waker = _Waker()
+        return waker.fd
+
+    def target(self, name: str) -> Target:
+        """The route to whichever incarnation of `name` lives now."""
+        target = self._targets.get(name)
+        if target is None:
+            target = self._targets.setdefault(name, Target(self, name))
+        return target
+
+    def is_current(self, address: Address) -> bool:
+        """Whether that incarnation is the one the node last knew of. Costs one read of shared memory."""
+        if self._words is None or address.row < 0:
+            return True
+        at = address.row * rows.WORDS
+        return self._words[at + rows.INCARNATION] == address.incarnation and self._words[at + rows.STATE] != rows.DOWN
+
+    def ask_node(self, verb: str, *args: Any, **kwargs: Any) -> Reply:
+        """Call one of the node's own verbs."""
+        reply = Reply(self.next_id(), f"the node's {verb!r}")
+        body = codec.encode_call(args, kwargs)
+        self.node.post(self.header(envelope.CALL, "node", verb, reply.id), body, reply)
+        return reply
+
+    def header(self, kind: str, to: str, name: str, message_id: int) -> Envelope:
+        """A header with what is the same for all messages of this process filled in."""
+        return Envelope(
+            message_id,
+            kind,
+            to=to,
+            sender=self.owner,
+            name=name,
+            accept=envelope.PICKLE,
+            participant=self.participant,
+        )
+
+    def lost(self, channel: Channel, orphans: list[Reply]) -> None:
+        """`orphans` were pending when their actor died: find out how, then end each as ActorDied."""
+        if channel is self.node:
+            why = self.why_down()
+            text = "the node is down" + (f": {why}" if why else "")
+            self.node.fail_all(orphans, lambda _: NodeDown(text))
+            return
+        address = channel.address
+        obituary = self.ask_node("obituary", address.name, address.incarnation)
+
+        def tell(_: Reply) -> None:
+            self.node.fail_all(orphans, lambda reply: _died(address, obituary, reply))
+
+        obituary.add_done_callback(tell)
+        for loop in channel.loops():
+            loop.call_soon_threadsafe(self.node.watch, loop)
+
+    def close(self) -> None:
+        """Close every channel and wait, at most a second, until what was sent is on its way."""
+        for target in self._targets.values():
+            target.close()
+        self.node.close()
+        self.context.term()
+
+
+class _Obituary(msgspec.Struct):
+    cause: str = ""
+    last_id: int = 0
+
+
+def _died(address: Address, obituary: Reply, reply: Reply) -> LoomError:
+    """The error for one reply whose actor died."""
+    if obituary.error is not None:
+        return ActorDied(
+            f"actor {address.name!r} died before it replied to {reply.what}, and the node cannot say why: {obituary.error}"
+        )
+    found = msgspec.convert(obituary.result(), _Obituary)
+    started = None
+    if found.last_id >> 32 == reply.id >> 32:  # the last message it began was ours, and ours arrive in order
+        started = reply.id <= found.last_id
+    begun = {True: "after it had begun", False: "before it began", None: "and may or may not have begun it"}[started]
+    return ActorDied(
+        f"actor {address.name!r} (pid {address.pid}, incarnation {address.incarnation}) died {begun} "
+        f"{reply.what}: {found.cause}",
+        started=started,
+        cause=found.cause,
+    )
+
+
+def of(endpoint: str) -> Links:
+    """This process's links to the node at `endpoint`, connecting to it when there are none."""
+    links = _by_endpoint.get(endpoint)
+    return links if links is not None else _factory[0](endpoint)
+
+
+def set_factory(connect: Callable[[str], Links]) -> None:
+    """Tell `of` how to connect to a node (the node layer's business)."""
+    _factory[:] = [connect]

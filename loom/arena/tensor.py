@@ -1,0 +1,52 @@
+"""NumPy arrays that live in the arena: sending one to another process of the node copies nothing."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loom.arena.default import current
+from loom.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike, NDArray
+
+    from loom.arena.arena import Arena
+
+_Scalar = TypeVar("_Scalar", bound="np.generic")
+
+
+def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float, *, arena: Arena | None = None) -> NDArray[Any]:
+    """A writable array in the arena, C order, 64-byte aligned; its contents are arbitrary.
+
+    The array keeps the memory alive, and so does every view of it, here or in a process it was sent to.
+    Raises: ArenaFull (L3003); UsageError (L1008) for a dtype with Python objects, a bad shape, or no arena.
+    """
+    import numpy as np
+
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    kind = np.dtype(dtype)
+    if kind.hasobject:
+        raise UsageError(f"expected a dtype of plain data, got {kind}: Python objects cannot live in shared memory")
+    if any(length < 0 for length in shape):
+        raise UsageError(f"expected a shape without negative lengths, got {shape}")
+    block = (arena or current()).lease(prod(shape) * kind.itemsize)
+    return np.ndarray(shape, kind, buffer=memoryview(block))
+
+
+def share(array: NDArray[_Scalar], *, arena: Arena | None = None) -> NDArray[_Scalar]:
+    """A copy of `array` that lives in the arena: same shape, dtype and values.
+
+    Fortran-contiguous arrays stay so; every other layout becomes C-contiguous.
+    Raises: as `empty`.
+    """
+    import numpy as np
+
+    array = np.asanyarray(array)
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        copy = empty(array.shape[::-1], array.dtype, arena=arena).T
+    else:
+        copy = empty(array.shape, array.dtype, arena=arena)
+    copy[...] = array
+    return copy

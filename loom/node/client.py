@@ -1,0 +1,270 @@
+"""Client and Node: a program's end of a node.
+
+`connect` joins a running node. `Node` starts one of its own, a separate process that ends with the program; so
+supervision never waits for the program's GIL, and nothing forks a process that has threads.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import time
+import weakref
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from loom import arena as arenas
+from loom.actor import links as all_links
+from loom.actor.address import Address
+from loom.actor.board import Board
+from loom.actor.links import Links
+from loom.actor.ref import ActorRef
+from loom.actor.verbs import Verbs, search_path
+from loom.arena import Arena
+from loom.errors import ActorDied, ArenaFull, ConfigError, LoomError, NameTaken, NodeDown, RuntimeFolderError, StartFailed
+from loom.node.folder import find
+from loom.node.main import Boot, command, environment, memfd, new_cookie
+from loom.node.plan import plan_of
+from loom.node.stats import NodeStats, Tree
+from loom.supervise.spec import SupervisorSpec, check_name
+
+START_S = 60.0
+"""How long a node may take to get ready, its actors' `__init__` included, before it is given up."""
+
+
+class Client:
+    """A connection to a node. Use it as a context manager, or call `close`."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._verbs = Verbs(links)
+
+    @property
+    def endpoint(self) -> str:
+        """The node's address: `loom.connect(endpoint)` reaches the same node from elsewhere."""
+        return self._links.node.address.endpoint
+
+    def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
+        """Start an actor under the root supervisor; returns at once, before its `__init__` has run.
+
+        `name`: unique on the node; made from the class's name when not given. An exception in `__init__` makes calls
+        raise ActorDied with its traceback; an actor that fails to start is not tried again.
+        Raises: NameTaken (L1002), NotSendable (L1004), UsageError (L1008), StartFailed (L3001), NodeDown (L2008).
+        """
+        return self._verbs.spawn(actor, *args, name=name, **kwargs)
+
+    def lookup(self, name: str) -> ActorRef:
+        """A reference to a running actor; for the name of a group, to its next member.
+
+        Raises: ActorNotFound (L1003) naming the nearest name; ActorDied (L2001) when it is gone for good.
+        """
+        return self._verbs.lookup(name)
+
+    def stop(self, actor: ActorRef | str) -> None:
+        """Stop one actor (or supervisor) for good; returns when it is gone. Raises: ActorNotFound (L1003)."""
+        self._verbs.stop_child(actor if isinstance(actor, str) else actor.name)
+
+    def stats(self) -> NodeStats:
+        """Figures of the node, its actors and its arena, as a frozen struct."""
+        return msgspec.convert(self._links.ask_node("stats").result(), NodeStats)
+
+    def tree(self) -> Tree:
+        """The supervisors and actors; `str()` draws it."""
+        return msgspec.convert(self._links.ask_node("tree").result(), Tree)
+
+    def shutdown(self, reason: str = "asked to by a client") -> None:
+        """Have the node stop its tree in order and end; returns when its process is gone."""
+        address = self._links.node.address
+        try:
+            pidfd = os.pidfd_open(address.pid)
+        except OSError:
+            return
+        try:
+            self._links.ask_node("shutdown", reason).result()
+            _wait_for(pidfd, None)
+        except (NodeDown, ActorDied):
+            pass
+        finally:
+            os.close(pidfd)
+
+    def close(self) -> None:
+        """Disconnect. Replies that are still pending end as ActorDied."""
+        self._links.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<loom.{type(self).__name__} {self.endpoint}>"
+
+
+class Node(Client):
+    """A node of this program's own: started here, stopped with the `with` block, dead with the program.
+
+    `name`: for `loom-node --node NAME` and `loom.connect(NAME)`; a private one when not given. `arena`: what
+    shared-memory tensors may take in all, as "256MiB" or a number of bytes. `supervisor`: the root supervisor's rules
+    and first children; by default one_for_one with 1 restart in 5 s.
+    Raises: NameTaken (L1002), ArenaFull (L3003), StartFailed (L3001), ConfigError (L1001).
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        arena: int | str = "256MiB",
+        supervisor: SupervisorSpec = SupervisorSpec(),  # noqa: B008 (immutable)
+    ) -> None:
+        from loom.node.config import size_bytes
+
+        cookie = new_cookie()
+        chosen = f"private-{cookie}" if name is None else name
+        check_name("Node", "name", chosen)
+        root = plan_of(supervisor, search_path())
+        reports, report_fd = os.pipe()
+        os.set_inheritable(report_fd, True)
+        boot = Boot(chosen, cookie, size_bytes(arena), root, os.getpid(), report_fd)
+        boot_fd = memfd(boot)
+        try:
+            self._process = subprocess.Popen(
+                command(boot_fd),
+                stdin=subprocess.DEVNULL,
+                env=environment(cookie),
+                pass_fds=[boot_fd, report_fd],
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(reports)
+            raise StartFailed(f"the node process could not be started: {error.strerror}") from None
+        finally:
+            os.close(boot_fd)
+            os.close(report_fd)
+        self._reports = _Reports(reports)
+        ready = self._reports.wait(START_S)
+        if "ready" not in ready:
+            self._process.kill()
+            self._process.wait()
+            self._reports.close()
+            raise _start_error(ready)
+        super().__init__(_links_to(str(ready["ready"])))
+        self._links.why_down = self._reports.why_ended
+        _open_nodes.add(self)
+
+    @property
+    def pid(self) -> int:
+        """The node process."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Stop every actor in order, each in its shutdown time, then the node; returns when all is gone."""
+        if self not in _open_nodes:
+            return
+        _open_nodes.discard(self)
+        try:
+            if self._process.poll() is None:
+                try:
+                    self._links.ask_node("shutdown", "its program closed it").result()
+                except LoomError:  # it is dying already
+                    pass
+        finally:
+            self._process.wait()
+            self._links.close()
+            self._reports.close()
+
+
+_open_nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_nodes() -> None:
+    for node in list(_open_nodes):
+        node.close()
+
+
+class _Reports:
+    """The pipe on which a node of ours says that it is ready, and why it ends."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._text = b""
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def wait(self, timeout_s: float) -> dict[str, Any]:
+        """The next report; {"failed"} when the node ends, or says nothing in time."""
+        until = time.monotonic() + timeout_s
+        while b"\n" not in self._text:
+            if not self._poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                return {"failed": f"the node was not ready within {timeout_s:g} s"}
+            data = os.read(self._fd, 65536)
+            if not data:
+                return {"failed": "the node process died while it started; what it said is on standard error"}
+            self._text += data
+        line, _, self._text = self._text.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def why_ended(self) -> str:
+        """Why the node ended, as far as it could say."""
+        report = self.wait(0.5)
+        return str(report.get("exit", "it was killed"))
+
+    def close(self) -> None:
+        """Close the pipe."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+_START_ERRORS: dict[str, type[LoomError]] = {
+    one.code: one for one in (NameTaken, ArenaFull, StartFailed, RuntimeFolderError, ConfigError)
+}
+
+
+def _start_error(report: dict[str, Any]) -> LoomError:
+    text = "\n".join(filter(None, [str(report.get("failed")), str(report.get("traceback", "")).rstrip()]))
+    return _START_ERRORS.get(str(report.get("error")), StartFailed)(text)
+
+
+def connect(node: str) -> Client:
+    """Join a running node, by its name or its endpoint (`ipc:///run/user/1000/loom/alpha/node`).
+
+    Raises: NodeNotFound (L1007).
+    """
+    return Client(_links_to(node))
+
+
+def _links_to(node: str) -> Links:
+    path, facts = find(node)
+    arena = Arena.attach(facts.arena)
+    board = Board.attach(facts.arena)
+    address = Address("node", f"ipc://{path}/node", facts.pid, facts.start_time, 1, 0, 0)
+    links = Links(address, arena, board)
+    arenas.use(arena)
+    return links
+
+
+def _wait_for(pidfd: int, timeout_s: float | None) -> bool:
+    """Wait until the process behind a pidfd is gone; False when the time was over first."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+
+all_links.set_factory(_links_to)
+

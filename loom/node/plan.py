@@ -1,0 +1,86 @@
+"""Plan: a supervisor tree as it travels to the node process: names and pickles instead of classes.
+
+The node builds its tree from it and never imports a user's module: that happens in the actor's own process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Union
+
+import msgspec
+
+from loom.supervise.spec import AutoShutdown, BackoffSpec, ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
+from loom.wire import codec
+
+
+class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
+    """One actor. `target` is "module:Class", "" when the class is in `pickled`, a pickle of (class, args, kwargs)."""
+
+    name: str
+    target: str
+    pickled: bytes
+    path: tuple[str, ...]
+    restart: Restart = "permanent"
+    shutdown_s: Shutdown = 5.0
+    capacity: int = 1000
+
+
+class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
+    """Several actors with one name (`instances`)."""
+
+    name: str
+    members: tuple[ActorPlan, ...]
+
+
+class SupervisorPlan(msgspec.Struct, frozen=True, tag="supervisor"):
+    """One supervisor and all below it."""
+
+    name: str
+    strategy: Strategy = "one_for_one"
+    max_restarts: int = 1
+    within_s: float = 5.0
+    auto_shutdown: AutoShutdown = "never"
+    backoff: BackoffSpec = msgspec.field(default_factory=BackoffSpec)
+    children: tuple[Union[ActorPlan, GroupPlan, "SupervisorPlan"], ...] = ()  # noqa: UP007 (a forward reference)
+    restart: Restart = "permanent"
+
+    def spec(self) -> SupervisorSpec:
+        """The rules alone, for the restart policy."""
+        return SupervisorSpec(
+            strategy=self.strategy,
+            max_restarts=self.max_restarts,
+            within_s=self.within_s,
+            auto_shutdown=self.auto_shutdown,
+            backoff=self.backoff,
+        )
+
+
+def plan_of(spec: SupervisorSpec, path: Sequence[str], name: str = "root", restart: Restart = "permanent") -> SupervisorPlan:
+    """A spec with classes -> a plan that can travel. `path`: where the actors find their modules.
+
+    Raises: NotSendable (L1004) when a class or an argument cannot be pickled.
+    """
+    return SupervisorPlan(
+        name=name,
+        strategy=spec.strategy,
+        max_restarts=spec.max_restarts,
+        within_s=spec.within_s,
+        auto_shutdown=spec.auto_shutdown,
+        backoff=spec.backoff,
+        children=tuple(_child_plan(child, path) for child in spec.children),
+        restart=restart,
+    )
+
+
+def _child_plan(child: ChildSpec, path: Sequence[str]) -> ActorPlan | GroupPlan | SupervisorPlan:
+    if isinstance(child.actor, SupervisorSpec):
+        return plan_of(child.actor, path, child.name, child.restart)
+    target = child.actor if isinstance(child.actor, str) else ""
+    cls = None if isinstance(child.actor, str) else child.actor
+    pickled = codec.dumps_order(cls, child.args, child.kwargs)
+    plans = tuple(
+        ActorPlan(name, target, pickled, tuple(path), child.restart, child.shutdown_s, child.mailbox.capacity)
+        for name in child.members
+    )
+    return plans[0] if child.instances == 1 else GroupPlan(child.name, plans)

@@ -1,0 +1,99 @@
+"""Registry: every name of a node, and what bears it."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator
+
+from loom.errors import ActorDied, ActorNotFound, NameTaken
+from loom.supervise.child import ActorChild, Child
+
+REMEMBERED = 64
+"""Names of the dead that are remembered, for callers that still have a reference to them."""
+
+
+class Registry:
+    """Names are unique on a node, whatever supervisor a child stands under."""
+
+    def __init__(self) -> None:
+        self._children: dict[str, Child] = {}
+        self._groups: dict[str, itertools.cycle[str]] = {}
+        self._dead: dict[str, Child] = {}
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self._children.values()))
+
+    def add(self, child: Child) -> None:
+        """Give a child its name. Raises: NameTaken (L1002)."""
+        if child.name in self._children or child.name in self._groups:
+            raise NameTaken(f"the name {child.name!r} is taken on this node: choose another, or stop that child first")
+        self._children[child.name] = child
+        self._dead.pop(child.name, None)
+
+    def add_group(self, name: str, members: tuple[str, ...]) -> None:
+        """One name for several children: each lookup of it gives the next of them."""
+        if name in self._children or name in self._groups:
+            raise NameTaken(f"the name {name!r} is taken on this node: choose another, or stop that child first")
+        self._groups[name] = itertools.cycle(members)
+
+    def remove(self, child: Child) -> None:
+        """Take the name back, remembering how its bearer ended."""
+        if self._children.get(child.name) is child:
+            del self._children[child.name]
+            self._dead[child.name] = child
+            while len(self._dead) > REMEMBERED:
+                del self._dead[next(iter(self._dead))]
+
+    def free_name(self, base: str) -> str:
+        """`base`, or `base-2`, `base-3` ...: the first that is free."""
+        for name in itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2))):
+            if name not in self._children and name not in self._groups:
+                return name
+        raise AssertionError
+
+    def member(self, name: str) -> str:
+        """The child that `name` means now: itself, or the next of its group. Raises: ActorNotFound (L1003)."""
+        if name in self._children or name in self._dead:
+            return name
+        if name in self._groups:
+            return next(self._groups[name])
+        raise self._not_found(name)
+
+    def find(self, name: str) -> Child:
+        """The child with that name. Raises: ActorNotFound (L1003); ActorDied (L2001) when it had one that died."""
+        child = self._children.get(name)
+        if child is not None:
+            return child
+        dead = self._dead.get(name)
+        if dead is not None:
+            raise gone(dead)
+        raise self._not_found(name)
+
+    def remembered(self, name: str) -> Child | None:
+        """The child that bears the name, or was the last to do so."""
+        return self._children.get(name) or self._dead.get(name)
+
+    def actor(self, name: str) -> ActorChild:
+        """The actor with that name. Raises: as `find`; ActorNotFound when it is a supervisor."""
+        child = self.find(name)
+        if not isinstance(child, ActorChild):
+            raise ActorNotFound(f"{name!r} is a supervisor, which takes no calls: name one of its children")
+        return child
+
+    def _not_found(self, name: str) -> ActorNotFound:
+        names = [*self._children, *self._groups]
+        near = difflib.get_close_matches(name, names, 1)
+        if near:
+            return ActorNotFound(f"no actor named {name!r} on this node: did you mean {near[0]!r}?")
+        known = ", ".join(sorted(names)[:8]) or "none"
+        return ActorNotFound(f"no actor named {name!r} on this node; it has {known}{', ...' if len(names) > 8 else ''}")
+
+
+def gone(child: Child) -> ActorDied:
+    """The error for a call to a child that will not come back by itself."""
+    death = child.last
+    if death is None:
+        return ActorDied(f"actor {child.name!r} was stopped", started=False, cause="stopped")
+    cause = f"{death.text}\n--- remote traceback ---\n{death.traceback.rstrip()}" if death.traceback else death.text
+    return ActorDied(f"actor {child.name!r} is gone: {cause}", started=False, cause=cause)

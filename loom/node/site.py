@@ -1,0 +1,241 @@
+"""Site: one node's tree of supervisors and actors, and the verbs that others may ask of it.
+
+The verbs are the public methods of `Service`: the node's own mailbox runs them like any actor's. They answer in plain
+data, so that a client in any language can use them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loom.actor import board as rows
+from loom.actor.address import Address
+from loom.actor.board import Board
+from loom.actor.child import Order
+from loom.arena import Arena
+from loom.clock import monotonic
+from loom.errors import StartFailed
+from loom.node.plan import ActorPlan, GroupPlan, SupervisorPlan
+from loom.node.registry import Registry, gone
+from loom.supervise.child import ActorChild, Child
+from loom.supervise.launcher import Launcher
+from loom.supervise.process import Death
+from loom.supervise.spec import check_name
+from loom.supervise.supervisor import Supervisor
+
+
+class Site:
+    """What the children of one node share: zygote, board, arena, folder and names."""
+
+    def __init__(
+        self, launcher: Launcher, board: Board, arena: Arena, folder: Path, address: Address, cookie: str
+    ) -> None:
+        self.launcher = launcher
+        self.board = board
+        self.arena = arena
+        self.folder = folder
+        self.address = address
+        self.cookie = cookie
+        self.registry = Registry()
+        self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
+
+    def take_row(self) -> int:
+        """A free row of the status board. Raises: StartFailed (L3001) when there is none left."""
+        if not self._free_rows:
+            raise StartFailed(f"a node has room for {rows.ROWS - 1} actors: stop some, or start another node")
+        row = self._free_rows.pop()
+        self.board.clear(row)
+        return row
+
+    def free_row(self, row: int) -> None:
+        """Take a row back; it is used again as late as possible."""
+        self.board.words[row * rows.WORDS + rows.STATE] = rows.FREE
+        self._free_rows.insert(0, row)
+
+    def build(self, plan: SupervisorPlan, on_exit: Callable[[Supervisor, Death], None]) -> Supervisor:
+        """The supervisor that a plan describes, with all its children, none of them started.
+
+        Raises: NameTaken (L1002), StartFailed (L3001).
+        """
+        supervisor = Supervisor(plan.spec(), plan.name, on_exit)
+        supervisor.restart = plan.restart
+        supervisor.on_forget = self.forget
+        for child in plan.children:
+            if isinstance(child, SupervisorPlan):
+                below = self.build(child, supervisor.child_ended)
+                supervisor.children.append(below)
+                self.registry.add(below)
+                continue
+            if isinstance(child, GroupPlan):
+                self.registry.add_group(child.name, tuple(member.name for member in child.members))
+            for one in child.members if isinstance(child, GroupPlan) else (child,):
+                supervisor.children.append(self.make_actor(one, supervisor))
+        return supervisor
+
+    def make_actor(self, plan: ActorPlan, supervisor: Supervisor) -> ActorChild:
+        """The child that a plan describes, registered and not started. Raises: NameTaken (L1002), StartFailed."""
+        order = Order(
+            name=plan.name,
+            incarnation=0,
+            endpoint="",
+            row=0,
+            node=self.address,
+            arena=self.arena.name,
+            cookie=self.cookie,
+            pickled=plan.pickled,
+            target=plan.target,
+            path=list(plan.path),
+            capacity=plan.capacity,
+        )
+        child = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended)
+        try:
+            self.registry.add(child)
+        except BaseException:
+            self.free_row(child.board_row)
+            raise
+        return child
+
+    def forget(self, child: Child) -> None:
+        """A child that will not start again: free its name and row, and those of everything below it."""
+        if isinstance(child, Supervisor):
+            for below in child.children:
+                self.forget(below)
+        elif isinstance(child, ActorChild):
+            child.forget()
+        self.registry.remove(child)
+
+
+class Service:
+    """The node's verbs. Names are the protocol's: loom/wire/PROTOCOL.md lists them."""
+
+    def __init__(self, site: Site, name: str, root: Supervisor, shut_down: Callable[[str], None]) -> None:
+        self._site = site
+        self._name = name
+        self._root = root
+        self._shut_down = shut_down
+        self._started = monotonic()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def resolve(self, name: str) -> dict[str, Any]:
+        """Address of the present incarnation of `name`, waiting while it starts or restarts."""
+        registry = self._site.registry
+        child = registry.actor(registry.member(name))
+        address = await child.resolve()
+        if address is None:
+            raise gone(child)
+        return msgspec.structs.asdict(address)
+
+    async def obituary(self, name: str, incarnation: int) -> dict[str, Any]:
+        """How that incarnation died: {cause, last_id}."""
+        child = self._site.registry.remembered(name)
+        found = await child.obituary(incarnation) if isinstance(child, ActorChild) else None
+        if found is None:
+            return {"cause": "cause unknown, it is too long ago"}
+        cause = found.death.text
+        if found.death.traceback:
+            cause = f"{cause}\n--- remote traceback ---\n{found.death.traceback.rstrip()}"
+        return {"cause": cause, "last_id": found.last_id}
+
+    def lookup(self, name: str) -> str:
+        """The name of the actor that `name` means now: itself, or the next member of its group."""
+        member = self._site.registry.member(name)
+        return self._site.registry.actor(member).name
+
+    async def spawn(self, name: str | None, base: str, pickled: bytes, path: list[str]) -> str:
+        """Start an actor under the root supervisor; returns its name before it has started."""
+        registry = self._site.registry
+        chosen = registry.free_name(base) if name is None else name
+        check_name("spawn", "name", chosen)
+        plan = ActorPlan(chosen, "", pickled, tuple(path))
+        child = self._site.make_actor(plan, self._root)
+        task = asyncio.get_running_loop().create_task(self._root.start_child(child))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return chosen
+
+    async def stop_child(self, name: str) -> None:
+        """Stop an actor or a supervisor for good; returns when it is gone."""
+        child = self._site.registry.find(name)
+        for supervisor in self._supervisors(self._root):
+            if child in supervisor.children:
+                await supervisor.stop_child(child)
+                return
+
+    def _supervisors(self, top: Supervisor) -> list[Supervisor]:
+        found = [top]
+        for child in top.children:
+            if isinstance(child, Supervisor):
+                found += self._supervisors(child)
+        return found
+
+    def info(self) -> dict[str, Any]:
+        """Who the node is: {name, pid, endpoint, arena, uptime_s}."""
+        return {
+            "name": self._name,
+            "pid": os.getpid(),
+            "endpoint": self._site.address.endpoint,
+            "arena": self._site.arena.name,
+            "uptime_s": monotonic() - self._started,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the node, of every actor, of the arena, and the last restarts."""
+        actors = [self._actor(child) for child in self._site.registry if isinstance(child, ActorChild)]
+        restarts = [
+            msgspec.to_builtins(one)
+            for child in self._site.registry
+            if isinstance(child, ActorChild)
+            for one in child.restarts
+        ]
+        return {
+            **self.info(),
+            "actors": actors,
+            "arena": msgspec.to_builtins(self._site.arena.stats()),
+            "restarts": restarts,
+            "restart_count": sum(one.restart_count for one in self._supervisors(self._root)),
+        }
+
+    def _actor(self, child: ActorChild) -> dict[str, Any]:
+        reading = msgspec.to_builtins(child.reading())
+        return {
+            "name": child.name,
+            **reading,
+            "state": child.state,
+            "pid": child.address.pid if child.address else 0,
+            "incarnation": child.incarnation,
+            "last_death": child.last.text if child.last else "",
+        }
+
+    def tree(self) -> dict[str, Any]:
+        """The supervisors and actors as nested maps, in start order."""
+        return self._branch(self._root)
+
+    def _branch(self, child: Child) -> dict[str, Any]:
+        if isinstance(child, Supervisor):
+            return {
+                "name": child.name,
+                "kind": "supervisor",
+                "state": child.state,
+                "strategy": child.spec.strategy,
+                "children": [self._branch(below) for below in child.children],
+            }
+        assert isinstance(child, ActorChild)
+        return {
+            "name": child.name,
+            "kind": "actor",
+            "state": child.state,
+            "pid": child.address.pid if child.address else 0,
+            "incarnation": child.incarnation,
+            "restart": child.restart,
+        }
+
+    def shutdown(self, reason: str = "asked to") -> None:
+        """Stop every actor in order, then the node itself; returns at once."""
+        self._shut_down(reason)
+

@@ -1,0 +1,91 @@
+"""What a node tells of itself: frozen structs, the same whether asked by a program or by `loom-node --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from loom.arena import ArenaStats
+from loom.supervise.child import Restarted
+
+
+class ActorStats(msgspec.Struct, frozen=True):
+    """One actor. `since_s`: how long the present message has been running, 0.0 when idle; `depth`: messages waiting.
+
+    received = processed + failed + rejected + expired + dead_lettered + depth + running whenever the actor is at rest.
+    """
+
+    name: str
+    state: str
+    pid: int
+    incarnation: int
+    depth: int
+    since_s: float
+    received: int
+    processed: int
+    failed: int
+    rejected: int
+    expired: int
+    dead_lettered: int
+    running: int
+    last_death: str = ""
+
+    @property
+    def pss_bytes(self) -> int:
+        """Memory of the process, shared pages counted in proportion (PSS), bytes; 0 when it cannot be read."""
+        return pss_bytes(self.pid)
+
+
+class NodeStats(msgspec.Struct, frozen=True):
+    """The node, its actors, its arena, and the last restarts of each actor."""
+
+    name: str
+    pid: int
+    endpoint: str
+    uptime_s: float
+    actors: tuple[ActorStats, ...]
+    arena: ArenaStats
+    restarts: tuple[Restarted, ...]
+    restart_count: int
+
+
+class Tree(msgspec.Struct, frozen=True):
+    """A supervisor or an actor, and what stands under it. `str()` draws it with lines."""
+
+    name: str
+    kind: str
+    state: str
+    children: tuple[Tree, ...] = ()
+    strategy: str = ""
+    restart: str = ""
+    pid: int = 0
+    incarnation: int = 0
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def label(self) -> str:
+        """One line about it."""
+        if self.kind == "supervisor":
+            return f"{self.name} ({self.strategy}) {self.state}"
+        return f"{self.name} {self.state} pid {self.pid or '-'} incarnation {self.incarnation} {self.restart}"
+
+    def _lines(self) -> Iterator[str]:
+        yield self.label()
+        for child in self.children:
+            last = child is self.children[-1]
+            for number, line in enumerate(child._lines()):
+                yield (("└── " if last else "├── ") if number == 0 else ("    " if last else "│   ")) + line
+
+
+def pss_bytes(pid: int) -> int:
+    """Proportional set size of a process, bytes; 0 when it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,240 @@
+"""Child: one row of a supervisor's table, from incarnation to incarnation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic_ns
+from typing import Protocol
+
+import msgspec
+
+from loom.actor import board as rows
+from loom.actor.address import Address
+from loom.actor.board import Board
+from loom.actor.child import Order
+from loom.arena import Arena
+from loom.clock import monotonic
+from loom.errors import LoomError
+from loom.supervise.launcher import Launcher
+from loom.supervise.policy import ChildState, State
+from loom.supervise.process import Death, Process
+from loom.supervise.spec import Restart, Shutdown
+
+REMEMBERED = 16
+"""Deaths that are remembered for each child, for callers that ask how it died."""
+
+
+class Site(Protocol):
+    """What children need of the node they run on."""
+
+    launcher: Launcher
+    board: Board
+    arena: Arena
+    folder: Path
+    address: Address
+    cookie: str
+
+    def take_row(self) -> int: ...
+    def free_row(self, row: int) -> None: ...
+
+
+class Restarted(msgspec.Struct, frozen=True):
+    """One restart: who, after what, and the seconds from the death to the replacement's being ready."""
+
+    name: str
+    cause: str
+    took_s: float
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """A death, and the id of the last message that the incarnation began."""
+
+    death: Death
+    last_id: int
+
+
+class Child:
+    """What every child is to its supervisor: something with a name and a state that starts and stops."""
+
+    name: str
+    restart: Restart
+    state: State = "stopped"
+    last: Death | None = None
+
+    async def start(self) -> Death | None:
+        """Start it; None when it runs, else how the start failed."""
+        raise NotImplementedError
+
+    async def stop(self, reason: str = "shutdown") -> None:
+        """Stop it and return when it is gone. May be called again while it stops."""
+        raise NotImplementedError
+
+    def row(self) -> ChildState:
+        """Its row, as the restart policy wants it."""
+        return ChildState(self.name, self.restart, self.state)
+
+
+class ActorChild(Child):
+    """A child that is an actor.
+
+    `address` is where its mailbox is now, None while it has none. `restarts` tells of the last REMEMBERED of them.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        name: str,
+        order: Order,
+        restart: Restart,
+        shutdown_s: Shutdown,
+        on_exit: Callable[[ActorChild, Death], None],
+    ) -> None:
+        self.name = name
+        self.restart = restart
+        self.incarnation = 0
+        self.address: Address | None = None
+        self.restarts: deque[Restarted] = deque(maxlen=REMEMBERED)
+        self.board_row = site.take_row()
+        self._site = site
+        self._order = order
+        self._shutdown_s = shutdown_s
+        self._on_exit = on_exit
+        self._process: Process | None = None
+        self._changed = asyncio.Event()
+        self._deaths: dict[int, Remembered] = {}
+        self._died_at = 0.0
+
+    async def start(self) -> Death | None:
+        """Start a new incarnation; its mailbox can be written to before its `__init__` is done."""
+        site = self._site
+        self.incarnation += 1
+        self._set_state("starting")
+        order = msgspec.structs.replace(
+            self._order,
+            incarnation=self.incarnation,
+            endpoint=f"ipc://{site.folder}/{self.board_row}.{self.incarnation}",
+            row=self.board_row,
+            node=site.address,
+            arena=site.arena.name,
+            cookie=site.cookie,
+        )
+        try:
+            process = await site.launcher.launch(order)
+        except LoomError as error:
+            return self._failed(Death("start_failed", str(error)))
+        self._process = process
+        process.died.add_done_callback(lambda died: self._buried(process, died.result()))
+        if await process.hello:
+            words, at = site.board.words, self.board_row * rows.WORDS
+            words[at + rows.PID], words[at + rows.START] = process.pid, process.start_time
+            words[at + rows.INCARNATION] = self.incarnation
+            self.address = Address(
+                self.name,
+                order.endpoint,
+                process.pid,
+                process.start_time,
+                self.incarnation,
+                self.board_row,
+                process.participant,
+            )
+            self._announce()
+        if not await process.started:
+            return self._failed(await process.died)
+        if self.state == "starting":
+            self._set_state("running")
+            if self.last is not None:
+                self.restarts.append(Restarted(self.name, self.last.text, monotonic() - self._died_at))
+        return None
+
+    def _failed(self, death: Death) -> Death:
+        self.last = death
+        if self.state == "starting":
+            self._set_state("restarting")
+        return death
+
+    def _buried(self, process: Process, death: Death) -> None:
+        """An incarnation is dead: settle its accounts, then tell the supervisor, unless it asked for this."""
+        site, words, at = self._site, self._site.board.words, self.board_row * rows.WORDS
+        self.address = None
+        self.last = death
+        self._died_at = monotonic()
+        words[at + rows.STATE] = rows.DOWN
+        words[at + rows.PID] = 0
+        words[at + rows.DEAD_LETTERED] += words[at + rows.DEPTH] + words[at + rows.RUNNING]
+        words[at + rows.DEAD_LETTERED] += 1 if words[at + rows.SINCE_NS] else 0
+        words[at + rows.DEPTH] = words[at + rows.RUNNING] = words[at + rows.SINCE_NS] = 0
+        self._deaths[process.order.incarnation] = Remembered(death, words[at + rows.LAST_ID])
+        while len(self._deaths) > REMEMBERED:
+            del self._deaths[min(self._deaths)]
+        words[at + rows.LAST_ID] = 0
+        try:
+            os.unlink(process.order.endpoint.removeprefix("ipc://"))
+        except FileNotFoundError:
+            pass
+        if process.participant >= 0:
+            site.arena.reap(process.participant, revoke=False)  # the node's rounds do the rest, in a while
+        was_running = self.state == "running"
+        if was_running:
+            self.state = "restarting"
+        self._announce()
+        if was_running:
+            self._on_exit(self, death)
+
+    async def stop(self, reason: str = "shutdown") -> None:
+        """Stop it: by word first, and when its shutdown time is over by SIGKILL."""
+        process = self._process
+        if process is None or process.died.done():
+            self._set_state("stopped")
+            return
+        self._set_state("stopping")
+        limit = self._shutdown_s
+        if limit == "brutal_kill":
+            process.kill()
+        else:
+            process.stop(reason)
+            done, _ = await asyncio.wait([process.died], timeout=None if limit == "infinity" else float(limit))
+            if not done:
+                process.kill()
+        await asyncio.wait([process.died])
+        self._set_state("stopped")
+
+    def kill(self) -> None:
+        """SIGKILL the present incarnation, as a fault would."""
+        if self._process is not None:
+            self._process.kill()
+
+    def forget(self) -> None:
+        """It will not start again: give its row back."""
+        self._site.free_row(self.board_row)
+        self._announce()
+
+    async def resolve(self) -> Address | None:
+        """Where its mailbox is, waiting while it starts or restarts; None when it is stopped."""
+        while self.address is None and self.state in ("starting", "restarting"):
+            self._changed.clear()
+            await self._changed.wait()
+        return self.address
+
+    async def obituary(self, incarnation: int) -> Remembered | None:
+        """How that incarnation died, waiting for its death to be noticed; None when it is too long ago."""
+        while incarnation not in self._deaths and self.address is not None and self.incarnation == incarnation:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._deaths.get(incarnation)
+
+    def reading(self) -> rows.Row:
+        """Its row of the status board."""
+        return self._site.board.row(self.board_row, monotonic_ns())
+
+    def _set_state(self, state: State) -> None:
+        self.state = state
+        word = {"starting": rows.STARTING, "running": rows.RUNNING_STATE, "stopping": rows.STOPPING}.get(state, rows.DOWN)
+        self._site.board.words[self.board_row * rows.WORDS + rows.STATE] = word
+        self._announce()
+
+    def _announce(self) -> None:
+        self._changed.set()

@@ -1,0 +1,398 @@
+"""What a supervisor is told: which children, in which order, and what to do when one of them ends.
+
+Pure data, checked when it is built: a spec that exists is a spec that can be run.
+
+    SupervisorSpec(strategy="rest_for_one", max_restarts=5, within_s=10, children=(
+        ChildSpec(Index, args=(64,), name="index"),
+        ChildSpec("myapp.work:Worker", name="workers", instances=4, restart="transient"),
+        ChildSpec(SupervisorSpec(strategy="one_for_all", children=(...)), name="edge"),
+    ))
+
+Children start in the order written and stop in reverse. A child's keys:
+
+    actor       a loom.Actor class, its name as "module:Class", or a SupervisorSpec: a child may be a supervisor
+    args kwargs what the class is called with, in the actor's own process
+    name        unique on the node. None: the class name in lower case ("supervisor" for a supervisor)
+    restart     "permanent" always, "transient" only after an abnormal end, "temporary" never
+    shutdown_s  seconds to stop before SIGKILL, or "infinity", or "brutal_kill" (SIGKILL at once). A supervisor waits
+                for its own children, each with its own time, so its child spec always reads "infinity", as in OTP
+    instances   how many of it. More than 1: `workers` stands for the children workers.0, workers.1 ...
+
+A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start with a dot, and is not "node".
+What restarts when, and when a supervisor gives up: policy.py.
+
+Not available yet, and refused rather than ignored: simple_one_for_one, auto_shutdown other than "never", significant,
+watchdog_s, limits, mailbox policies other than "wait".
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from loom.errors import ConfigError
+
+Restart = Literal["permanent", "transient", "temporary"]
+Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
+AutoShutdown = Literal["never"]
+Shutdown = float | Literal["infinity", "brutal_kill"]
+
+RESTARTS = ("permanent", "transient", "temporary")
+STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
+AUTO_SHUTDOWNS = ("never",)
+SHUTDOWNS = ("infinity", "brutal_kill")
+MAILBOX_POLICIES = ("wait",)
+
+NAME_MAX_CHARS = 64
+RESERVED_NAMES = ("node",)
+INSTANCES_MAX = 10_000
+"""A guard against a slip of the finger: each instance is a process."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_LATER = "not available yet"
+
+
+class SpecError(ConfigError):
+    """A ConfigError (L1001) that keeps its parts, so that a config file's reader can say where in the file it is.
+
+    `owner` is the spec's class, `field` the path in it: ("SupervisorSpec", "children[1].name").
+    """
+
+    def __init__(self, owner: str, field: str, expected: str, got: str, remedy: str) -> None:
+        super().__init__(owner, field, expected, got, remedy)
+        self.owner = owner
+        self.field = field
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.owner}.{self.field}: expected {self.expected}, got {self.got}: {self.remedy}"
+
+
+class MailboxSpec(msgspec.Struct, frozen=True):
+    """A child's mailbox: `capacity` messages; full means that the sender waits.
+
+    Raises: ConfigError for a capacity below 1; the policies "refuse" and "drop_oldest" are not available yet.
+    """
+
+    capacity: int = 1000
+    policy: Literal["wait"] = "wait"
+
+    def __post_init__(self) -> None:
+        _check_int(self, "capacity", minimum=1)
+        _check_word(self, "policy", MAILBOX_POLICIES, later=("refuse", "drop_oldest"))
+
+
+class LimitsSpec(msgspec.Struct, frozen=True):
+    """What a child may use of the machine. Not available yet: anything but None is a ConfigError."""
+
+    memory_bytes: int | None = None
+    open_files: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_unset(self, "memory_bytes", None)
+        _check_unset(self, "open_files", None)
+
+
+class BackoffSpec(msgspec.Struct, frozen=True):
+    """How long to wait before a restart: base_s, then factor times as long for each further one, at most cap_s.
+
+    Which restart it is, the supervisor's window says (see policy.py). base_s=0: no waiting. jitter=0.2 takes up to 20 %
+    off each delay, so that what died together does not come back together.
+
+    Raises: ConfigError unless base_s >= 0, factor >= 1, cap_s >= base_s and 0 <= jitter <= 1.
+    """
+
+    base_s: float = 0.0
+    factor: float = 2.0
+    cap_s: float = 30.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _set(self, "base_s", _number(self, "base_s", "a number of seconds >= 0", lambda n: n >= 0))
+        _set(self, "factor", _number(self, "factor", "a number >= 1", lambda n: n >= 1))
+        _set(self, "jitter", _number(self, "jitter", "a number from 0 to 1", lambda n: 0 <= n <= 1))
+        base_s = self.base_s
+        cap = f"a number of seconds >= base_s ({base_s:g})"
+        _set(self, "cap_s", _number(self, "cap_s", cap, lambda n: n >= base_s))
+
+
+class ChildSpec(msgspec.Struct, frozen=True):
+    """One child, or with `instances` several alike. The keys are in this module's docstring.
+
+    `args` is kept as a tuple, `kwargs` as a copy, and `name` is never None once the spec is built.
+
+    Raises: ConfigError naming the field, what was expected, what was got, and the remedy.
+    """
+
+    actor: type[Any] | str | SupervisorSpec
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    name: str = None  # type: ignore[assignment]  # None is what a caller leaves out; what is kept is a str
+    restart: Restart = "permanent"
+    shutdown_s: Shutdown = 5.0
+    significant: bool = False
+    instances: int = 1
+    watchdog_s: float | None = None
+    mailbox: MailboxSpec = msgspec.field(default_factory=MailboxSpec)
+    limits: LimitsSpec = msgspec.field(default_factory=LimitsSpec)
+
+    if TYPE_CHECKING:  # what may be passed is wider than what is kept
+
+        def __init__(
+            self,
+            actor: type[Any] | str | SupervisorSpec,
+            args: Sequence[Any] = (),
+            kwargs: Mapping[str, Any] = ...,
+            name: str | None = None,
+            restart: Restart = "permanent",
+            shutdown_s: Shutdown = 5.0,
+            significant: bool = False,
+            instances: int = 1,
+            watchdog_s: float | None = None,
+            mailbox: MailboxSpec = ...,
+            limits: LimitsSpec = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        _check_actor(self)
+        if not isinstance(self.args, (tuple, list)):
+            raise _wrong(self, "args", "a list of values", "put the values in brackets, as in [64]")
+        _set(self, "args", tuple(self.args))
+        if not isinstance(self.kwargs, Mapping) or not all(isinstance(key, str) for key in self.kwargs):
+            raise _wrong(self, "kwargs", "a table of values by parameter name", 'write kwargs={"name": value}')
+        _set(self, "kwargs", dict(self.kwargs))
+        _check_word(self, "restart", RESTARTS)
+        _check_int(self, "instances", minimum=1, maximum=INSTANCES_MAX)
+        if self.name is None:
+            _set(self, "name", default_name(self.actor))
+        check_name(
+            "ChildSpec", "name", self.name, longest=len(str(self.instances - 1)) + 1 if self.instances > 1 else 0
+        )
+        self._check_shutdown()
+        _check_unset(self, "significant", False)
+        _check_unset(self, "watchdog_s", None)
+        _check_kind(self, "mailbox", MailboxSpec)
+        _check_kind(self, "limits", LimitsSpec)
+        if self.supervisor is not None:
+            self._check_supervisor_child()
+
+    def _check_shutdown(self) -> None:
+        if isinstance(self.shutdown_s, str):
+            _check_word(self, "shutdown_s", SHUTDOWNS, also="a number of seconds >= 0")
+        else:
+            expected = 'a number of seconds >= 0, "infinity" or "brutal_kill"'
+            _set(self, "shutdown_s", _number(self, "shutdown_s", expected, lambda n: n >= 0))
+
+    def _check_supervisor_child(self) -> None:
+        for field in ("args", "kwargs"):
+            if getattr(self, field):
+                raise _wrong(self, field, "nothing, as the child is a supervisor", "give it to one of its children")
+        if self.instances != 1:
+            raise _wrong(self, "instances", "1, as the child is a supervisor", "set instances on its children")
+        if self.mailbox != MailboxSpec():
+            raise _wrong(self, "mailbox", "nothing, as the child is a supervisor", "set it on its children")
+        if self.shutdown_s not in (5.0, "infinity"):
+            raise _wrong(
+                self, "shutdown_s", '"infinity", as the child is a supervisor', "set shutdown_s on its children"
+            )
+        _set(self, "shutdown_s", "infinity")
+
+    @property
+    def supervisor(self) -> SupervisorSpec | None:
+        """The spec of the supervisor that this child is, None for an actor."""
+        return self.actor if isinstance(self.actor, SupervisorSpec) else None
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of the children it stands for, in start order: ("index",), or ("workers.0", "workers.1", ...)."""
+        if self.instances == 1:
+            return (self.name,)
+        return tuple(f"{self.name}.{number}" for number in range(self.instances))
+
+
+class SupervisorSpec(msgspec.Struct, frozen=True):
+    """A supervisor and its children: it gives up when it has restarted more than max_restarts times within within_s.
+
+    Raises: ConfigError naming the field, what was expected, what was got, and the remedy; also when two children
+        anywhere below share a name.
+    """
+
+    strategy: Strategy = "one_for_one"
+    max_restarts: int = 1
+    within_s: float = 5.0
+    children: tuple[ChildSpec, ...] = ()
+    auto_shutdown: AutoShutdown = "never"
+    backoff: BackoffSpec = msgspec.field(default_factory=BackoffSpec)
+
+    def __post_init__(self) -> None:
+        _check_word(self, "strategy", STRATEGIES, later=("simple_one_for_one",))
+        _check_int(self, "max_restarts", minimum=0)
+        _set(self, "within_s", _number(self, "within_s", "a number of seconds > 0", lambda n: n > 0))
+        _check_word(self, "auto_shutdown", AUTO_SHUTDOWNS, later=("any", "all"))
+        _check_kind(self, "backoff", BackoffSpec)
+        if not isinstance(self.children, (tuple, list)):
+            raise _wrong(self, "children", "a list of ChildSpec", "write children=(ChildSpec(...),)")
+        for index, child in enumerate(self.children):
+            if not isinstance(child, ChildSpec):
+                remedy = "wrap it: ChildSpec(...)"
+                raise SpecError("SupervisorSpec", f"children[{index}]", "a ChildSpec", show(child), remedy)
+        _set(self, "children", tuple(self.children))
+        _check_unique(self)
+
+
+def walk(spec: SupervisorSpec, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], ChildSpec]]:
+    """Every child spec of the tree in start order, a supervisor before its own children.
+
+    Yields: (place, child); place (0, 2) is `spec.children[0].supervisor.children[2]`.
+    """
+    for index, child in enumerate(spec.children):
+        yield (*place, index), child
+        if child.supervisor is not None:
+            yield from walk(child.supervisor, (*place, index))
+
+
+def default_name(actor: type[Any] | str | SupervisorSpec) -> str:
+    """The name of a child that was given none: `Index` and "myapp.index:Index" are both "index"."""
+    if isinstance(actor, SupervisorSpec):
+        return "supervisor"
+    full = actor if isinstance(actor, str) else actor.__name__
+    return re.split(r"[:.]", full)[-1].lower()
+
+
+def check_name(
+    owner: str, field: str, name: object, *, longest: int = 0, reserved: Sequence[str] = RESERVED_NAMES
+) -> None:
+    """Refuse what is no name: the rule is in this module's docstring. `longest` chars must be left for a suffix.
+
+    Raises: ConfigError.
+    """
+    most = NAME_MAX_CHARS - longest
+    expected = f"a name of 1 to {most} letters, digits, '.', '_' or '-' that does not start with a dot"
+    if not isinstance(name, str):
+        raise SpecError(owner, field, expected, show(name), "write it as a string")
+    if name in reserved:
+        raise SpecError(owner, field, "a name that is not reserved", show(name), "choose another name")
+    if len(name) > most:
+        raise SpecError(owner, field, expected, f"{show(name)} ({len(name)} characters)", "choose a shorter name")
+    if not _NAME.fullmatch(name):
+        near = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
+        remedy = f"did you mean {near!r}?" if near.strip("_") and near not in reserved else "choose another name"
+        raise SpecError(owner, field, expected, show(name), remedy)
+
+
+def show(value: object) -> str:
+    """A value as an error text quotes it: one line, short, with its type unless it is a string."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    try:
+        text = " ".join(_short.repr(value).split())
+    except Exception:  # an int of 5,000 digits, or a __repr__ that raises
+        return f"a value of type {type(value).__name__}"
+    return text if isinstance(value, str) else f"{text} ({type(value).__name__})"
+
+
+def nearest(word: object, known: Iterable[str], otherwise: str) -> str:
+    """The remedy for a misspelt word: "did you mean 'restart'?", or `otherwise` when nothing comes near."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6) if isinstance(word, str) else []
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlong = 40
+_set = msgspec.structs.force_setattr  # a frozen spec is normalised once, while it is being built
+
+
+def _wrong(spec: msgspec.Struct, field: str, expected: str, remedy: str) -> SpecError:
+    return SpecError(type(spec).__name__, field, expected, show(getattr(spec, field)), remedy)
+
+
+def _check_word(
+    spec: msgspec.Struct, field: str, known: Sequence[str], *, later: Sequence[str] = (), also: str = ""
+) -> None:
+    word = getattr(spec, field)
+    if isinstance(word, str) and word in known:
+        return
+    words = [*known, also] if also else list(known)
+    quoted = [item if item == also else repr(item) for item in words]
+    expected = quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+    if isinstance(word, str) and word in later:
+        raise _wrong(spec, field, expected, f"{word!r} is {_LATER}, use {known[0]!r}")
+    otherwise = f"write {known[0]!r}" if len(words) == 1 else "write one of those"
+    raise _wrong(spec, field, expected, nearest(word, known, otherwise))
+
+
+def _check_int(spec: msgspec.Struct, field: str, *, minimum: int, maximum: int | None = None) -> None:
+    number = getattr(spec, field)
+    expected = f"a whole number >= {minimum}" if maximum is None else f"a whole number from {minimum} to {maximum}"
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise _wrong(spec, field, expected, f"write the number, such as {max(minimum, 1)}, without quotes")
+    if number < minimum:
+        raise _wrong(spec, field, expected, f"the least is {minimum}")
+    if maximum is not None and number > maximum:
+        raise _wrong(spec, field, expected, f"the most is {maximum}")
+
+
+def _number(spec: msgspec.Struct, field: str, expected: str, holds: Callable[[float], bool]) -> float:
+    """The field as a finite float. Raises: ConfigError when it is none, or `holds` says no."""
+    value = getattr(spec, field)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise _wrong(spec, field, expected, "write the number, without quotes or unit")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or not holds(number):
+        raise _wrong(spec, field, expected, "write a finite number in that range")
+    return number
+
+
+def _check_unset(spec: msgspec.Struct, field: str, default: object) -> None:
+    if getattr(spec, field) is not default:
+        raise _wrong(spec, field, f"no {field}", f"{field} is {_LATER}, leave it out")
+
+
+def _check_kind(spec: msgspec.Struct, field: str, kind: type[msgspec.Struct]) -> None:
+    if not isinstance(getattr(spec, field), kind):
+        raise _wrong(spec, field, f"a {kind.__name__}", f"write {field}={kind.__name__}(...)")
+
+
+def _check_actor(spec: ChildSpec) -> None:
+    actor = spec.actor
+    if isinstance(actor, str):
+        module, colon, name = actor.partition(":")
+        if colon and all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+            return
+        module, _, name = actor.rpartition(".")
+        remedy = 'write it as in "myapp.index:Index"'
+        if ":" not in actor and all(part.isidentifier() for part in actor.split(".")) and module:
+            remedy = f'did you mean "{module}:{name}"?'
+        raise _wrong(spec, "actor", '"module:Class"', remedy)
+    if not isinstance(actor, (type, SupervisorSpec)):
+        expected = 'a loom.Actor class, "module:Class" or a SupervisorSpec'
+        kind = type(actor).__name__
+        raise _wrong(spec, "actor", expected, f"pass a class and its arguments, as in ChildSpec({kind}, args=(...))")
+
+
+def _check_unique(spec: SupervisorSpec) -> None:
+    owners: dict[str, ChildSpec] = {}
+    for place, child in walk(spec):
+        for name in dict.fromkeys((child.name, *child.members)):  # the name of a group of instances is taken, too
+            if name not in owners:
+                owners[name] = child
+                continue
+            got = f"{name!r} twice"
+            group = next((one for one in (child, owners[name]) if one.name != name), None)
+            if group is not None:
+                got += f", once as a member of {group.name!r} (instances = {group.instances})"
+            where = ".actor.".join(f"children[{index}]" for index in place)
+            expected = "a name that no other child of the node has"
+            raise SpecError("SupervisorSpec", f"{where}.name", expected, got, "give each child its own name")

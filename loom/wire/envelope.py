@@ -1,0 +1,103 @@
+"""The envelope: the one header that every message carries, whatever it is.
+
+PROTOCOL.md beside this file is the specification; this is its Python form. A field at its default is left out on the
+wire, so that a small call has a small header. Unknown fields are ignored, which is how later versions add some.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from loom.errors import ProtocolError, SchemaMismatch
+
+SCHEMA = 1
+"""The newest schema version this code writes and reads."""
+
+# What a message is; the names are the protocol's.
+CALL = "call"
+TELL = "tell"
+REPLY = "reply"
+ERROR = "error"
+ITEM = "item"
+END = "end"
+CREDIT = "credit"
+CANCEL = "cancel"
+PING = "ping"
+
+MSGPACK = "msgpack"
+PICKLE = "pickle"
+
+
+class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
+    """One message's header. Times are seconds; `deadline` is on CLOCK_MONOTONIC, `timestamp` on the wall clock."""
+
+    id: int
+    kind: str
+    schema: int = SCHEMA
+    to: str = ""
+    sender: str = ""
+    name: str = ""
+    thread_id: str = ""
+    correlation_id: int = 0
+    reply_to: str = ""
+    ttl: int = 16
+    hop: int = 0
+    timestamp: float = 0.0
+    deadline: float = 0.0
+    priority: int = 50
+    confidence: float = 1.0
+    tags: tuple[str, ...] = ()
+    dedup: str = ""
+    traceparent: str = ""
+    encoding: str = MSGPACK
+    accept: str = MSGPACK
+    participant: int = -1
+    credit: int = 0
+    buffers: tuple[tuple[int, ...] | None, ...] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Envelope)
+_loose = msgspec.msgpack.Decoder(Any)
+
+encode = _encoder.encode
+"""Envelope -> MessagePack bytes."""
+
+
+def decode(data: bytes) -> Envelope:
+    """MessagePack bytes -> Envelope.
+
+    Raises: ProtocolError (L2006) naming field, expected and got; SchemaMismatch (L2007) for a newer schema.
+    """
+    try:
+        envelope = _decoder.decode(data)
+    except msgspec.DecodeError as error:  # ValidationError is a DecodeError
+        newer = _schema_of(data)
+        if newer is not None and newer > SCHEMA:
+            raise SchemaMismatch(f"header has schema {newer}, this side reads <= {SCHEMA} (at `$.schema`)") from None
+        raise ProtocolError(f"header is not an envelope: {error}") from None
+    if envelope.schema > SCHEMA:
+        raise SchemaMismatch(f"header has schema {envelope.schema}, this side reads <= {SCHEMA} (at `$.schema`)")
+    return envelope
+
+
+def _schema_of(data: bytes) -> int | None:
+    """The schema of a header that does not decode, when it still says one."""
+    try:
+        header = _loose.decode(data)
+    except msgspec.DecodeError:
+        return None
+    schema = header.get("schema") if isinstance(header, dict) else None
+    return schema if isinstance(schema, int) else None
+
+
+def id_of(data: bytes) -> int:
+    """The id of a header that does not decode as an envelope, 0 when there is none: for the error reply to name it."""
+    try:
+        header = _loose.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return 0
+    found = header.get("id") if isinstance(header, dict) else None
+    return found if type(found) is int and 0 <= found < 2**64 else 0

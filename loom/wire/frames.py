@@ -1,0 +1,106 @@
+"""Messages <-> ZeroMQ frames: header, body, then the bulk buffers that do not go by reference.
+
+Where a buffer rides is said in the header's `buffers`, one entry each: nil for the next frame, or an arena reference.
+References are made only for a receiver that told its arena participant number, which is to say: on this node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loom.errors import ProtocolError
+from loom.wire.codec import Body
+from loom.wire.envelope import Envelope, encode
+
+if TYPE_CHECKING:
+    from loom.arena import Arena
+
+ARENA_BYTES = 32 * 1024
+"""Buffers of this size and more go through the arena: below it two small copies beat the bookkeeping (bench/arena)."""
+
+
+def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> list[Any]:
+    """Frames of one message; sets `envelope.encoding` and `envelope.buffers`.
+
+    `receiver`: the peer's arena participant, -1 when it has none. An array that lives in the arena is sealed by this:
+    it turns read-only for its sender too.
+    Raises: ArenaFull (L3003) when a buffer finds no room.
+    """
+    envelope.encoding = body.encoding
+    if not body.buffers:
+        return [encode(envelope), body.data]
+    frames: list[Any] = [b"", body.data]
+    places: list[tuple[int, ...] | None] = []
+    by_reference = arena is not None and receiver >= 0
+    try:
+        for buffer in body.buffers:
+            view = memoryview(buffer)
+            if by_reference and view.nbytes >= ARENA_BYTES:
+                assert arena is not None
+                reference, copied = arena.send(buffer, receiver)
+                places.append(reference)
+                if not copied:
+                    _seal(view.obj)
+            else:
+                if arena is not None:
+                    arena.count_copied(view.nbytes)
+                # A copy, for ZeroMQ's thread reads the frame later, when the sender may have written to the array.
+                frames.append(view.tobytes("A"))
+                places.append(None)
+    except BaseException:
+        recall(places, arena)
+        raise
+    envelope.buffers = tuple(places)
+    frames[0] = encode(envelope)
+    return frames
+
+
+def recall(places: Sequence[tuple[int, ...] | None], arena: Arena | None) -> None:
+    """Take back the references of a message that was never handed over."""
+    if arena is not None:
+        for place in places:
+            if place is not None:
+                arena.recall(place)
+
+
+def unpack(envelope: Envelope, frames: Sequence[Any], arena: Arena | None) -> list[Any]:
+    """The buffers of a received message, in order; `frames` are those after the body.
+
+    References are accepted here: from now on this process holds the blocks.
+    Raises: ProtocolError (L2006) when header and frames disagree; StaleReference (L2009).
+    """
+    inline = sum(place is None for place in envelope.buffers)
+    if inline != len(frames):
+        raise ProtocolError(f"header announces {inline} buffer frames, the message has {len(frames)}")
+    if not envelope.buffers:
+        return []
+    rest = iter(frames)
+    buffers: list[Any] = []
+    for place in envelope.buffers:
+        if place is None:
+            buffers.append(next(rest))
+        elif arena is None:
+            raise ProtocolError("message has an arena reference, and this side has no arena")
+        else:
+            buffers.append(arena.accept(place))
+    return buffers
+
+
+def discard(envelope: Envelope, arena: Arena | None) -> None:
+    """Let go of what a message holds that nobody will read."""
+    if arena is None:
+        return
+    for place in envelope.buffers:
+        if place is not None:
+            try:
+                arena.accept(place).release()
+            except Exception:  # stale or hostile: there is nothing to let go of
+                continue
+
+
+def _seal(owner: Any) -> None:
+    """Make an arena array read-only for its sender, up to the array that owns the memory."""
+    while owner is not None and hasattr(owner, "flags"):
+        owner.flags.writeable = False
+        owner = owner.base
