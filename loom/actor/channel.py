@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from loom.actor import sockets
 from loom.actor.address import Address, open_pidfd
 from loom.actor.reply import Reply
 from loom.clock import monotonic, wall
@@ -38,9 +39,6 @@ HIGH_WATER_MARK = 4096
 OUTBOX = 100_000
 """Messages a coroutine may leave waiting for a slow actor before it is refused with MailboxFull."""
 
-_POLLIN = int(zmq.POLLIN)
-_EVENTS = int(zmq.EVENTS)
-_NOBLOCK = int(zmq.NOBLOCK)
 _NIL = b"\xc0"
 
 
@@ -136,7 +134,7 @@ class Channel:
         """Lock held: send, or leave it in the outbox when the actor is behind."""
         if not self._outbox:
             try:
-                self._socket.send_multipart(parts, _NOBLOCK)
+                sockets.send(self._socket, parts)
                 return
             except zmq.Again:
                 pass
@@ -167,13 +165,12 @@ class Channel:
             with self._lock:
                 if not self.dead:
                     self._drain()
-                waiting = not reply.is_done and not reply.has_items and reply.channel is self
-                if waiting:
-                    reply.wakers = (*reply.wakers, waker)
             if self._callbacks:
-                self._run_callbacks()
-            if not waiting:
-                return True
+                self._run_callbacks()  # these may settle this very reply, so it is looked at after them
+            with self._lock:
+                if reply.is_done or reply.has_items or reply.channel is not self:
+                    return True
+                reply.wakers = (*reply.wakers, waker)
             timeout_s = None if until is None else until - monotonic()
             if timeout_s is None or timeout_s > 0:
                 self._sleep(timeout_s)
@@ -227,14 +224,13 @@ class Channel:
 
     def _drain(self) -> None:
         """Lock held: read all there is, then send what waits."""
-        socket = self._socket
         while True:
-            events: Any = socket.get(_EVENTS)
-            if events & _POLLIN:
-                self._receive(socket.recv_multipart(_NOBLOCK))
+            parts = sockets.receive(self._socket)
+            if parts is not None:
+                self._receive(parts)
             elif self._outbox:
                 try:
-                    socket.send_multipart(self._outbox[0], _NOBLOCK)
+                    sockets.send(self._socket, self._outbox[0])
                 except zmq.Again:
                     return
                 self._outbox.popleft()

@@ -12,9 +12,7 @@ from typing import Any
 
 import zmq
 
-_NOBLOCK = int(zmq.NOBLOCK)
-_EVENTS = int(zmq.EVENTS)
-_POLLIN = int(zmq.POLLIN)
+from loom.actor import sockets
 
 HIGH_WATER_MARK = 4096
 """Messages ZeroMQ may hold for one peer and direction."""
@@ -44,13 +42,12 @@ class Mailbox:
 
     def receive(self) -> list[bytes] | None:
         """One message with its route in front, None when there is none now."""
-        events: Any = self._socket.get(_EVENTS)
-        return self._socket.recv_multipart(_NOBLOCK) if events & _POLLIN else None
+        return sockets.receive(self._socket)
 
     def send(self, frames: list[Any]) -> bool:
         """Send one answer, route in front; False when its receiver is gone, or it displaced an older one."""
         try:
-            self._socket.send_multipart(frames, _NOBLOCK)
+            sockets.send(self._socket, frames)
         except zmq.Again:
             self.unsent.append(frames)
             if len(self.unsent) > UNSENT:

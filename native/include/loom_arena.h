@@ -45,10 +45,9 @@
  *   LOOM_E_FULL. Both sides of a race may lose; neither can pass. Then store the sequence, make the file, reserve,
  *   initialise, store LIVE (release). The sequence is in the entry before the file exists, so no kill can leave a
  *   file that nothing names.
- *   Give back: LIVE -> CLOSING (seq_cst), epoch + 1 (release), punch the data part out (mappings may outlive the
- *   name; their memory must not), unlink, clear the entry, FREE with the next generation. The control part is never
- *   punched or truncated:
- *   a late reader of it finds plain memory.
+ *   Give back: LIVE -> CLOSING (seq_cst), punch the data part out (mappings may outlive the name; their memory must
+ *   not), unlink, clear sequence and size, epoch + 1 (release), FREE with the next generation (release). The control
+ *   part is never punched or truncated: a late reader of it finds plain memory.
  *   The budget counts data parts. Bookkeeping comes on top: under 2.5 % of the data, 4 KiB to 64 KiB of tokens for
  *   each participant, and LOOM_TOKENS_OFFSET bytes for the tables.
  *   Only the owner allocates in a segment, from metadata in its own private memory: no lock is shared between
@@ -81,9 +80,9 @@
  *     1. check every index against its table; load word (acquire): INFLIGHT, the generation of the reference, the
  *        receiver oneself or LOOM_ANY, and the token's segment, block and block_generation those of the reference,
  *        or it is stale;
- *     2. map the segment, if it is not mapped yet: the entry is LIVE or ORPHANED, the file is `data_offset +
- *     data_size` long; 3. read offset, size and generation of the block once; check generation, that [offset, offset
- *        + size) lies in the data, and that the reference's range lies in the block;
+ *     2. map the segment, if it is not mapped yet: the entry is LIVE or ORPHANED, the file as long as its header says;
+ *     3. read offset, size and generation of the block once; check generation, that [offset, offset + size) lies in
+ *        the data, and that the reference's range lies in the block;
  *     4. unless this process holds the block already: set the own bit (acq_rel), add 1 to acquisitions (acq_rel);
  *     5. CAS word INFLIGHT -> ACCEPTED (acq_rel). On failure the reference is stale: clear the bit set in step 4.
  *   The bytes are at data_offset + block.offset + reference.offset of the segment file, reference.size of them.
@@ -106,9 +105,10 @@
  *   Calls on one handle may come from any thread: a private mutex guards it. It is not held while files are made or
  *   mapped for a lease or an accept, nor while bytes are copied.
  *
- * What is not defended against: a process of the same user that writes at will into the control file can make others
- * lose memory or read wrong bytes. It cannot make them crash or write outside the arena: whatever is read from
- * shared memory is checked against the mapping, and what the allocator needs is kept in private memory.
+ * What is not defended against
+ *   A process of the same user that writes at will into the control file can make others lose memory or read wrong
+ *   bytes, and one that truncates a file can kill them. Numbers alone cannot: whatever is read from shared memory is
+ *   checked against the mapping before it is used, and what the allocator needs is kept in private memory.
  */
 #ifndef LOOM_ARENA_H
 #define LOOM_ARENA_H
@@ -193,7 +193,7 @@ struct loom_control {
     _Atomic uint64_t next_generation; /* 128  of the next lease, from 1; fetch_add */
     uint64_t reserved2[7];
     _Atomic uint64_t epoch;           /* 192  + 1 whenever a segment goes: mappings should be looked over */
-    _Atomic uint64_t pressure;        /* 200  + 1 whenever a lease finds no room: give back what is wholly free */
+    _Atomic uint64_t pressure;        /* 200  CLOCK_MONOTONIC ns of the latest lease without room: give back */
     uint64_t reserved3[6];
     struct loom_counters retired;     /* 256  of participants that are gone */
     uint64_t reserved4[475];
@@ -259,7 +259,7 @@ _Static_assert(sizeof(struct loom_segment) == 256, "loom_segment");
 _Static_assert(sizeof(struct loom_block) == 192, "loom_block");
 _Static_assert(LOOM_SEGMENTS_OFFSET == LOOM_PARTICIPANTS_OFFSET + LOOM_PARTICIPANTS * 128u, "segment table");
 _Static_assert(LOOM_TOKENS_OFFSET == LOOM_SEGMENTS_OFFSET + LOOM_SEGMENTS * 64u, "token tables");
-_Static_assert(LOOM_TOKENS_OFFSET % LOOM_PAGE == 0 && LOOM_TOKENS * 32u % LOOM_PAGE == 0, "token tables start on pages");
+_Static_assert(LOOM_TOKENS_OFFSET % LOOM_PAGE == 0 && LOOM_TOKENS * 32u % LOOM_PAGE == 0, "tables start on pages");
 LOOM_FROZEN(loom_counters, bytes_shared, 0);
 LOOM_FROZEN(loom_counters, bytes_copied, 8);
 LOOM_FROZEN(loom_counters, references_sent, 16);
@@ -483,13 +483,13 @@ int loom_process_start_time(uint32_t pid, uint64_t *ticks);
 /* Each name marks an instant between two changes that others can see. When the hook is set, it is called there. */
 #define LOOM_STEPS(X)                                                                                                \
     X(CLAIM_TAKEN) X(CLAIM_RESERVED) X(CLAIM_ACTIVE)                                                                 \
-    X(SEGMENT_CLAIMED) X(SEGMENT_SIZED) X(SEGMENT_NUMBERED) X(SEGMENT_CREATED) X(SEGMENT_RESERVED) X(SEGMENT_INITIALISED) \
-    X(SEGMENT_LIVE)                                                                                                  \
+    X(SEGMENT_CLAIMED) X(SEGMENT_SIZED) X(SEGMENT_NUMBERED) X(SEGMENT_CREATED) X(SEGMENT_RESERVED)                   \
+    X(SEGMENT_INITIALISED) X(SEGMENT_LIVE)                                                                           \
     X(LEASE_DESCRIBED) X(LEASE_HELD) X(LEASE_LEASED)                                                                 \
     X(SEND_WRITTEN) X(SEND_INFLIGHT)                                                                                 \
     X(RECALL_REVOKED) X(TOKEN_FREED)                                                                                 \
     X(ACCEPT_CHECKED) X(ACCEPT_MAPPED) X(ACCEPT_HELD) X(ACCEPT_COUNTED) X(ACCEPT_ACCEPTED)                           \
-    X(RELEASE_BEGUN) X(RELEASE_CLEARED) X(RELEASE_FREED)                                                             \
+    X(RELEASE_BEGUN) X(RELEASE_CLEARED) X(SCAN_HALFWAY) X(RELEASE_FREED)                                             \
     X(GIVE_CLOSING) X(GIVE_PUNCHED) X(GIVE_UNLINKED) X(GIVE_CLEARED) X(GIVE_FREED)                                   \
     X(CLOSE_BEGUN) X(CLOSE_GIVEN) X(CLOSE_REVOKED) X(CLOSE_FREED)                                                    \
     X(REAP_MARKED) X(REAP_ADDRESSED) X(REAP_TOKENS) X(REAP_BITS) X(REAP_SEGMENTS) X(REAP_RETIRED) X(REAP_FREED)

@@ -11,13 +11,16 @@ void loom_bit_set(struct loom_block *block, uint32_t participant) {
 }
 
 void loom_bit_clear(struct loom_block *block, uint32_t participant) {
-    atomic_fetch_and_explicit(&block->holders[participant / 64], ~(UINT64_C(1) << participant % 64), memory_order_release);
+    uint64_t others = ~(UINT64_C(1) << participant % 64);
+    atomic_fetch_and_explicit(&block->holders[participant / 64], others, memory_order_release);
 }
 
 bool loom_block_unheld(const struct loom_block *block) {
     uint64_t before = atomic_load_explicit(&block->acquisitions, memory_order_acquire);
-    for (uint32_t i = 0; i < LOOM_HOLDER_WORDS; i++)
+    for (uint32_t i = 0; i < LOOM_HOLDER_WORDS; i++) {
+        if (i == LOOM_HOLDER_WORDS / 2) LOOM_STEP(SCAN_HALFWAY);
         if (atomic_load_explicit(&block->holders[i], memory_order_acquire)) return false;
+    }
     return atomic_load_explicit(&block->acquisitions, memory_order_relaxed) == before;
 }
 
@@ -67,7 +70,11 @@ static void block_free(loom_arena *arena, struct map *map, uint32_t block) {
     local->leased = false;
     loom_space_give(&map->space, local->offset, local->capacity);
     map->free_ids[map->free_count++] = block;
-    if (!--map->leased) map->idle_since_ns = loom_os_now_ns();
+    if (!--map->leased) {
+        uint64_t pressure = atomic_load_explicit(&arena->control->pressure, memory_order_relaxed);
+        map->idle_since_ns = loom_os_now_ns();
+        if (map->idle_since_ns - pressure < LOOM_PRESSURE_NS) arena->pressure_seen = 0; /* somebody may wait for it */
+    }
     LOOM_STEP(RELEASE_FREED);
 }
 
@@ -76,7 +83,8 @@ static bool block_free_now(const struct map *map, uint32_t block) {
     const struct loom_block *shared = &map->descriptors[block];
     /* Nobody took it over since the lease: then nobody can, for only a holder can send it. No need to look at 16
      * words. */
-    if (atomic_load_explicit(&shared->acquisitions, memory_order_acquire) == map->local[block].acquisitions) return true;
+    uint64_t acquisitions = atomic_load_explicit(&shared->acquisitions, memory_order_acquire);
+    if (acquisitions == map->local[block].acquisitions) return true;
     return loom_block_unheld(shared);
 }
 
@@ -84,6 +92,7 @@ static bool block_free_now(const struct map *map, uint32_t block) {
 void loom_hold_end_locked(loom_arena *arena, struct map *map, uint32_t block) {
     struct local_block *local = &map->local[block];
     uint32_t slot = held_slot(map, local->offset);
+    while (map->held[slot].block != block) slot++; /* overwritten descriptors may claim the same offset twice */
     map->held_count--;
     memmove(&map->held[slot], &map->held[slot + 1], (map->held_count - slot) * sizeof *map->held);
     LOOM_STEP(RELEASE_BEGUN);
@@ -143,7 +152,7 @@ uint64_t loom_trim_locked(loom_arena *arena, bool idle_only) {
     return given;
 }
 
-/* Somebody found no room: give back what nobody uses, once for each such event. */
+/* Somebody found no room: give back what nobody uses, now and whenever a segment falls free within the next second. */
 void loom_pressure_locked(loom_arena *arena) {
     uint64_t pressure = atomic_load_explicit(&arena->control->pressure, memory_order_relaxed);
     if (__builtin_expect(pressure == arena->pressure_seen, 1)) return;
@@ -278,7 +287,7 @@ int loom_arena_lease(loom_arena *arena, uint64_t size, loom_view *out) {
             if (map) { /* closed, or forked, meanwhile; a forked child has no business with the file */
                 uint32_t index = map->index;
                 loom_map_free(map);
-                if (entered == LOOM_E_CLOSED) loom_entry_remove(arena, index, arena->me);
+                if (entered == LOOM_E_CLOSED) loom_entry_remove(arena, index);
             }
             return entered;
         }
@@ -288,8 +297,8 @@ int loom_arena_lease(loom_arena *arena, uint64_t size, loom_view *out) {
                 loom_leave(arena);
                 continue;
             }
-            arena->pressure_seen =
-                atomic_fetch_add_explicit(&arena->control->pressure, 1, memory_order_relaxed) + 1;
+            arena->pressure_seen = loom_os_now_ns();
+            atomic_store_explicit(&arena->control->pressure, arena->pressure_seen, memory_order_relaxed);
             loom_leave(arena);
             errno = failed;
             return code;
@@ -298,7 +307,7 @@ int loom_arena_lease(loom_arena *arena, uint64_t size, loom_view *out) {
         if (code) {
             uint32_t index = map->index;
             loom_map_free(map);
-            loom_entry_remove(arena, index, arena->me);
+            loom_entry_remove(arena, index);
         } else {
             lease_in(arena, map, size, out);
         }

@@ -184,7 +184,8 @@ void loom_slot_free(loom_arena *arena, uint32_t participant) {
     LOOM_STEP(REAP_RETIRED);
     uint64_t word = atomic_load_explicit(&row->word, memory_order_relaxed);
     uint64_t generation = ((word >> 32) + 1) & 0xffffffff;
-    atomic_store_explicit(&row->word, loom_participant_word(generation, 0, LOOM_PARTICIPANT_FREE), memory_order_release);
+    word = loom_participant_word(generation, 0, LOOM_PARTICIPANT_FREE);
+    atomic_store_explicit(&row->word, word, memory_order_release);
 }
 
 static int control_make(loom_arena *arena, uint64_t budget) {
@@ -256,8 +257,8 @@ static int control_open(loom_arena *arena) {
     uint64_t boot_id[2];
     code = loom_os_boot_id(boot_id);
     if (code) return code;
-    if (memcmp(boot_id, header.boot_id, sizeof boot_id)) return LOOM_E_NOT_FOUND; /* of an earlier boot: nobody is there */
-    code = loom_os_reserve(arena->fd, 0, LOOM_TOKENS_OFFSET); /* in case somebody punched it: no SIGBUS on our account */
+    if (memcmp(boot_id, header.boot_id, sizeof boot_id)) return LOOM_E_NOT_FOUND; /* of an earlier boot */
+    code = loom_os_reserve(arena->fd, 0, LOOM_TOKENS_OFFSET); /* in case somebody punched a hole: no SIGBUS */
     if (!code) code = handle_map(arena);
     if (code) return code;
     arena->budget = header.budget;
@@ -319,7 +320,7 @@ void loom_finish_close_locked(loom_arena *arena) {
 }
 
 void loom_arena_close(loom_arena *arena) {
-    if (!arena || loom_enter(arena)) return; /* in a forked child it stays as it is: parent's views may be mapped here */
+    if (!arena || loom_enter(arena)) return; /* in a forked child all stays mapped: inherited views may be read */
     arena->closed = true;
     if (arena->views)
         loom_leave(arena);

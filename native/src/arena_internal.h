@@ -15,6 +15,7 @@
 #define LOOM_BLOCK_MEAN UINT64_C(8192)          /* a segment has a descriptor for so many bytes of data */
 #define LOOM_BLOCKS_MIN 16u
 #define LOOM_POLL 16u                           /* tokens, or freed blocks, looked at in passing */
+#define LOOM_PRESSURE_NS UINT64_C(1000000000)   /* for so long after somebody found no room nothing is kept warm */
 #define LOOM_IDLE_NS UINT64_C(10000000000)      /* wholly free segments older than this are given back by collect */
 
 #define LOOM_STEP(name)                                                                                              \
@@ -172,7 +173,7 @@ int loom_map_get_locked(loom_arena *arena, uint32_t index, struct map **out);
 void loom_map_forget_locked(loom_arena *arena, struct map *map);
 void loom_map_free(struct map *map);
 void loom_maps_refresh_locked(loom_arena *arena);
-void loom_entry_remove(loom_arena *arena, uint32_t index, uint32_t owner);
+void loom_entry_remove(loom_arena *arena, uint32_t index);
 void loom_own_give_locked(loom_arena *arena, struct map *map);
 
 /* --- arena_block.c ---------------------------------------------------------------------------------------------- */
@@ -185,7 +186,8 @@ void loom_bit_clear(struct loom_block *block, uint32_t participant);
 void loom_pending_poll_locked(loom_arena *arena, uint32_t limit);
 uint64_t loom_trim_locked(loom_arena *arena, bool idle_only);
 void loom_pressure_locked(loom_arena *arena);
-bool loom_lookup_locked(loom_arena *arena, const void *data, uint64_t size, struct map **map, uint32_t *block, uint64_t *offset);
+bool loom_lookup_locked(loom_arena *arena, const void *data, uint64_t size, struct map **map, uint32_t *block,
+                        uint64_t *offset);
 
 /* --- arena_token.c ---------------------------------------------------------------------------------------------- */
 

@@ -38,7 +38,8 @@ int loom_os_reserve(int fd, uint64_t offset, uint64_t size) {
         while (failed == EINTR);
         if (failed) {
             errno = failed;
-            return failed == ENOSPC || failed == EDQUOT || failed == EFBIG || failed == ENOMEM ? LOOM_E_FULL : LOOM_E_OS;
+            bool full = failed == ENOSPC || failed == EDQUOT || failed == EFBIG || failed == ENOMEM;
+            return full ? LOOM_E_FULL : LOOM_E_OS;
         }
         offset += step;
         size -= step;

@@ -9,7 +9,8 @@
 
 static bool token_revoke(struct loom_token *token, uint64_t word) {
     uint64_t revoked = (word & ~UINT64_C(0xff)) | LOOM_TOKEN_REVOKED;
-    return atomic_compare_exchange_strong_explicit(&token->word, &word, revoked, memory_order_acq_rel, memory_order_relaxed);
+    return atomic_compare_exchange_strong_explicit(&token->word, &word, revoked, memory_order_acq_rel,
+                                                   memory_order_relaxed);
 }
 
 /* Nobody will accept what is addressed to this participant: give the senders their holds back. */
@@ -23,7 +24,8 @@ int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant) {
         for (uint32_t i = 0; i < count; i++) {
             struct loom_token *token = loom_token_at(arena, sender, i);
             uint64_t word = atomic_load_explicit(&token->word, memory_order_acquire);
-            if (loom_word_state(word) == LOOM_TOKEN_INFLIGHT && loom_word_who(word) == participant) token_revoke(token, word);
+            if (loom_word_state(word) == LOOM_TOKEN_INFLIGHT && loom_word_who(word) == participant)
+                token_revoke(token, word);
         }
     }
     return LOOM_OK;
@@ -86,7 +88,7 @@ static void orphan_segments(loom_arena *arena, uint32_t participant) {
             atomic_store_explicit(&entry->word, loom_entry_word(word >> 24, LOOM_NODE, LOOM_SEGMENT_ORPHANED),
                                   memory_order_release);
         else if (state == LOOM_SEGMENT_CREATING || state == LOOM_SEGMENT_CLOSING)
-            loom_entry_remove(arena, i, LOOM_NODE);
+            loom_entry_remove(arena, i);
     }
 }
 
@@ -96,14 +98,15 @@ static int remove_orphans(loom_arena *arena) {
         if (loom_word_state(word) != LOOM_SEGMENT_ORPHANED) continue;
         struct map *map;
         int code = loom_map_get_locked(arena, i, &map);
-        if (code && !nothing_there(code)) return code;
+        if (code == LOOM_E_CORRUPT || code == LOOM_E_DENIED) continue; /* readers may live: destroy nothing */
+        if (code && code != LOOM_E_STALE) return code;
         bool held = false;
         if (!code)
             for (uint32_t block = 0, used = blocks_used(map); block < used && !held; block++)
                 held = !loom_block_unheld(&map->descriptors[block]);
         if (held) continue;
         if (!code && !map->own) loom_map_forget_locked(arena, map);
-        loom_entry_remove(arena, i, LOOM_NODE);
+        loom_entry_remove(arena, i);
     }
     return LOOM_OK;
 }
@@ -125,7 +128,8 @@ static int reap_locked(loom_arena *arena, uint32_t participant, bool revoke, uin
             if (process_lives(word, atomic_load_explicit(&row->start_time, memory_order_acquire))) return LOOM_E_ALIVE;
         }
         reaping = (word & ~UINT64_C(0xff)) | LOOM_PARTICIPANT_REAPING;
-    } while (!atomic_compare_exchange_weak_explicit(&row->word, &word, reaping, memory_order_acq_rel, memory_order_acquire));
+    } while (!atomic_compare_exchange_weak_explicit(&row->word, &word, reaping, memory_order_acq_rel,
+                                                    memory_order_acquire));
     LOOM_STEP(REAP_MARKED);
     int code = loom_revoke_addressed_locked(arena, participant);
     LOOM_STEP(REAP_ADDRESSED);

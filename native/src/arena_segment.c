@@ -22,7 +22,8 @@ void loom_map_free(struct map *map) {
     free(map);
 }
 
-static struct map *map_new(uint32_t index, uint64_t sequence, uint32_t blocks, uint64_t control_size, uint64_t data_size) {
+static struct map *map_new(uint32_t index, uint64_t sequence, uint32_t blocks, uint64_t control_size,
+                           uint64_t data_size) {
     struct map *map = calloc(1, sizeof *map);
     if (!map) return NULL;
     map->index = index;
@@ -72,16 +73,6 @@ static int entry_claim(loom_arena *arena, uint32_t *index) {
         }
     }
     return LOOM_E_SLOTS;
-}
-
-static void entry_free(struct loom_segment_entry *entry) {
-    atomic_store_explicit(&entry->sequence, 0, memory_order_relaxed);
-    atomic_store_explicit(&entry->size, 0, memory_order_seq_cst);
-    LOOM_STEP(GIVE_CLEARED);
-    uint64_t generation = (atomic_load_explicit(&entry->word, memory_order_relaxed) >> 24) + 1;
-    atomic_store_explicit(&entry->word, loom_entry_word(generation & 0xffffffffff, LOOM_NODE, LOOM_SEGMENT_FREE),
-                          memory_order_release);
-    LOOM_STEP(GIVE_FREED);
 }
 
 static int file_make(loom_arena *arena, uint32_t index, uint64_t data_size, struct map **out) {
@@ -145,12 +136,13 @@ int loom_segment_create(loom_arena *arena, uint64_t data_size, struct map **out)
     code = sizes_sum(arena) <= arena->budget ? file_make(arena, index, data_size, out) : LOOM_E_FULL;
     if (code) {
         int failed = errno;
-        loom_entry_remove(arena, index, arena->me);
+        loom_entry_remove(arena, index);
         errno = failed;
         return code;
     }
     uint64_t generation = atomic_load_explicit(&entry->word, memory_order_relaxed) >> 24;
-    atomic_store_explicit(&entry->word, loom_entry_word(generation, arena->me, LOOM_SEGMENT_LIVE), memory_order_release);
+    uint64_t live = loom_entry_word(generation, arena->me, LOOM_SEGMENT_LIVE);
+    atomic_store_explicit(&entry->word, live, memory_order_release);
     LOOM_STEP(SEGMENT_LIVE);
     return LOOM_OK;
 }
@@ -176,16 +168,27 @@ static void file_remove(const loom_arena *arena, uint64_t sequence) {
     LOOM_STEP(GIVE_UNLINKED);
 }
 
-/* Take a segment out of the table, from whatever state a kill left it in. The caller is its owner, or the node. */
-void loom_entry_remove(loom_arena *arena, uint32_t index, uint32_t owner) {
+/* Take a segment out of the table, from whatever state a kill left it in. The caller is its owner or, after the owner's
+ * death, the node. The entry names the same owner to the end, and an orphan stays one, so that whoever has to finish
+ * a removal that was cut short finds it. */
+void loom_entry_remove(loom_arena *arena, uint32_t index) {
     struct loom_segment_entry *entry = &arena->entries[index];
     uint64_t word = atomic_load_explicit(&entry->word, memory_order_relaxed);
-    atomic_store_explicit(&entry->word, loom_entry_word(word >> 24, owner, LOOM_SEGMENT_CLOSING), memory_order_seq_cst);
-    atomic_fetch_add_explicit(&arena->control->epoch, 1, memory_order_release);
+    if (loom_word_state(word) != LOOM_SEGMENT_ORPHANED) {
+        word = (word & ~UINT64_C(0xff)) | LOOM_SEGMENT_CLOSING;
+        atomic_store_explicit(&entry->word, word, memory_order_seq_cst);
+    }
     LOOM_STEP(GIVE_CLOSING);
     uint64_t sequence = atomic_load_explicit(&entry->sequence, memory_order_acquire);
     if (sequence) file_remove(arena, sequence);
-    entry_free(entry);
+    atomic_store_explicit(&entry->sequence, 0, memory_order_relaxed);
+    atomic_store_explicit(&entry->size, 0, memory_order_seq_cst);
+    atomic_fetch_add_explicit(&arena->control->epoch, 1, memory_order_release);
+    LOOM_STEP(GIVE_CLEARED);
+    uint64_t generation = ((word >> 24) + 1) & 0xffffffffff;
+    word = loom_entry_word(generation, LOOM_NODE, LOOM_SEGMENT_FREE);
+    atomic_store_explicit(&entry->word, word, memory_order_release);
+    LOOM_STEP(GIVE_FREED);
 }
 
 void loom_own_give_locked(loom_arena *arena, struct map *map) {
@@ -197,7 +200,7 @@ void loom_own_give_locked(loom_arena *arena, struct map *map) {
     }
     uint32_t index = map->index;
     loom_map_forget_locked(arena, map);
-    loom_entry_remove(arena, index, arena->me);
+    loom_entry_remove(arena, index);
 }
 
 /* --- Mapping others' -------------------------------------------------------------------------------------------- */

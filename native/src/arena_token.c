@@ -9,8 +9,8 @@
 
 static void token_free(loom_arena *arena, uint32_t id) {
     struct own_token *own = &arena->tokens[id];
-    atomic_store_explicit(&loom_token_at(arena, arena->me, id)->word, loom_token_word(own->generation, 0, LOOM_TOKEN_FREE),
-                          memory_order_relaxed);
+    struct loom_token *token = loom_token_at(arena, arena->me, id);
+    atomic_store_explicit(&token->word, loom_token_word(own->generation, 0, LOOM_TOKEN_FREE), memory_order_relaxed);
     LOOM_STEP(TOKEN_FREED);
     uint32_t last = arena->flying[--arena->flying_count];
     arena->flying[own->position] = last;
@@ -74,7 +74,8 @@ static int send_locked(loom_arena *arena, struct map *map, uint32_t block, uint6
     atomic_store_explicit(&token->block, block, memory_order_relaxed);
     atomic_store_explicit(&token->block_generation, local->generation, memory_order_relaxed);
     LOOM_STEP(SEND_WRITTEN);
-    atomic_store_explicit(&token->word, loom_token_word(generation, receiver, LOOM_TOKEN_INFLIGHT), memory_order_release);
+    uint64_t in_flight = loom_token_word(generation, receiver, LOOM_TOKEN_INFLIGHT);
+    atomic_store_explicit(&token->word, in_flight, memory_order_release);
     LOOM_STEP(SEND_INFLIGHT);
     arena->tokens[id] = (struct own_token){map, generation, block, arena->flying_count};
     arena->flying[arena->flying_count++] = id;
@@ -189,7 +190,8 @@ static int accept_locked(loom_arena *arena, const loom_reference *reference, loo
         LOOM_STEP(ACCEPT_COUNTED);
     }
     uint64_t accepted = loom_token_word(reference->token_generation, receiver, LOOM_TOKEN_ACCEPTED);
-    if (!atomic_compare_exchange_strong_explicit(&token->word, &word, accepted, memory_order_acq_rel, memory_order_acquire)) {
+    if (!atomic_compare_exchange_strong_explicit(&token->word, &word, accepted, memory_order_acq_rel,
+                                                 memory_order_acquire)) {
         if (!held) loom_bit_clear(shared, arena->me);
         return LOOM_E_STALE;
     }
@@ -203,7 +205,8 @@ static int accept_locked(loom_arena *arena, const loom_reference *reference, loo
     local->views++;
     arena->views++;
     loom_count(&arena->participants[arena->me].counters.references_accepted, 1);
-    *out = (loom_view){arena, map, map->data + offset + reference->offset, reference->size, generation, index, block, 1};
+    unsigned char *data = map->data + offset + reference->offset;
+    *out = (loom_view){arena, map, data, reference->size, generation, index, block, 1};
     return LOOM_OK;
 }
 

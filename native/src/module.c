@@ -3,7 +3,9 @@
  * Limited API of Python 3.11 (the first with the buffer protocol), so one binary serves every later version.
  * Calls that may make or map files, or copy much, run without the GIL; the warm path keeps it.
  */
+#ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030B0000
+#endif
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
@@ -102,8 +104,8 @@ static int block_getbuffer(Block *self, Py_buffer *buffer, int flags) {
         PyErr_SetString(PyExc_BufferError, "the block is released: take its views before release()");
         return -1;
     }
-    int code = PyBuffer_FillInfo(buffer, (PyObject *)self, self->view.data, (Py_ssize_t)self->view.size, self->view.readonly,
-                                 flags);
+    const loom_view *view = &self->view;
+    int code = PyBuffer_FillInfo(buffer, (PyObject *)self, view->data, (Py_ssize_t)view->size, view->readonly, flags);
     if (code == 0) self->exports++;
     return code;
 }
@@ -112,15 +114,20 @@ static void block_releasebuffer(Block *self, Py_buffer *Py_UNUSED(buffer)) { sel
 
 static PyObject *block_release(Block *self, PyObject *Py_UNUSED(ignored)) {
     if (self->exports)
-        return PyErr_Format(PyExc_BufferError, "%zd views of the block live: delete the arrays first, or let them end the hold",
-                            self->exports);
+        return PyErr_Format(PyExc_BufferError, "%zd views of the block live: delete them first", self->exports);
     loom_arena_release(&self->view);
     Py_RETURN_NONE;
 }
 
-static PyObject *block_size(Block *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLongLong(self->view.size); }
-static PyObject *block_segment(Block *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLong(self->view.segment); }
-static PyObject *block_index(Block *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLong(self->view.block); }
+static PyObject *block_size(Block *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLongLong(self->view.size);
+}
+static PyObject *block_segment(Block *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLong(self->view.segment);
+}
+static PyObject *block_index(Block *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLong(self->view.block);
+}
 static PyObject *block_generation(Block *self, void *Py_UNUSED(closure)) {
     return PyLong_FromUnsignedLongLong(self->view.generation);
 }
@@ -172,8 +179,10 @@ static PyType_Spec block_spec = {
 /* --- References ------------------------------------------------------------------------------------------------- */
 
 static PyObject *reference_pack(const loom_reference *reference) {
-    const uint64_t fields[8] = {reference->segment, reference->block,  reference->generation, reference->offset,
-                                reference->size,    reference->sender, reference->token,      reference->token_generation};
+    const uint64_t fields[8] = {
+        reference->segment, reference->block,  reference->generation, reference->offset,
+        reference->size,    reference->sender, reference->token,      reference->token_generation,
+    };
     PyObject *tuple = PyTuple_New(8);
     for (Py_ssize_t i = 0; tuple && i < 8; i++) {
         PyObject *number = PyLong_FromUnsignedLongLong(fields[i]);
@@ -185,8 +194,10 @@ static PyObject *reference_pack(const loom_reference *reference) {
 /* Whatever is no sequence of eight non-negative integers is a stale reference, not a TypeError: it came in a
  * message. */
 static int reference_unpack(PyObject *object, loom_reference *reference) {
-    uint64_t *fields[8] = {&reference->segment, &reference->block,  &reference->generation, &reference->offset,
-                           &reference->size,    &reference->sender, &reference->token,      &reference->token_generation};
+    uint64_t *const fields[8] = {
+        &reference->segment, &reference->block,  &reference->generation, &reference->offset,
+        &reference->size,    &reference->sender, &reference->token,      &reference->token_generation,
+    };
     if (!PyTuple_Check(object) && !PyList_Check(object)) return 0;
     PyObject *tuple = PySequence_Tuple(object);
     int good = tuple && PyTuple_Size(tuple) == 8;
@@ -424,19 +435,22 @@ static PyObject *handle_closed(Handle *self, void *Py_UNUSED(closure)) {
 }
 
 static PyMethodDef handle_methods[] = {
-    {"lease", (PyCFunction)handle_lease, METH_O, "lease(size_bytes) -> Block, or the code that says why there is no room"},
-    {"send", (PyCFunction)(void (*)(void))handle_send, METH_FASTCALL, "send(data, receiver) -> (reference, copied), or a code"},
+    {"lease", (PyCFunction)handle_lease, METH_O, "lease(size_bytes) -> Block, or a code when there is no room"},
+    {"send", (PyCFunction)(void (*)(void))handle_send, METH_FASTCALL,
+     "send(data, receiver) -> (reference, copied), or a code when there is no room"},
     {"accept", (PyCFunction)handle_accept, METH_O, "accept(reference) -> Block"},
     {"recall", (PyCFunction)handle_recall, METH_O, "recall(reference) -> bool"},
     {"holds", (PyCFunction)handle_holds, METH_O, "holds(data) -> bool"},
     {"count_copied", (PyCFunction)handle_count_copied, METH_O, "count_copied(size_bytes)"},
-    {"reap", (PyCFunction)(void (*)(void))handle_reap, METH_FASTCALL, "reap(participant, revoke) -> references in flight"},
+    {"reap", (PyCFunction)(void (*)(void))handle_reap, METH_FASTCALL,
+     "reap(participant, revoke) -> references in flight"},
     {"sweep", (PyCFunction)handle_sweep, METH_NOARGS, "sweep()"},
     {"collect", (PyCFunction)handle_collect, METH_NOARGS, "collect()"},
     {"trim", (PyCFunction)handle_trim, METH_NOARGS, "trim() -> bytes given back"},
     {"destroy", (PyCFunction)handle_destroy, METH_NOARGS, "destroy()"},
     {"stats", (PyCFunction)handle_stats, METH_NOARGS, "stats() -> the fields of loom_stats, in order"},
-    {"participants", (PyCFunction)handle_participants, METH_NOARGS, "participants() -> [(index, pid, start_time, alive)]"},
+    {"participants", (PyCFunction)handle_participants, METH_NOARGS,
+     "participants() -> [(index, pid, start_time, alive)]"},
     {"close", (PyCFunction)handle_close, METH_NOARGS, "close()"},
     {"abandon", (PyCFunction)handle_abandon, METH_NOARGS, "abandon(): imitate a death, for tests"},
     {NULL, NULL, 0, NULL},
@@ -564,7 +578,7 @@ static PyMethodDef native_methods[] = {
     {"create", native_create, METH_VARARGS, "create(name, budget_bytes) -> Handle"},
     {"attach", native_attach, METH_VARARGS, "attach(name) -> Handle"},
     {"destroy_files", native_destroy_files, METH_VARARGS, "destroy_files(name) -> files unlinked"},
-    {"start_time", native_start_time, METH_O, "start_time(pid) -> clock ticks since boot, or None when the process is gone"},
+    {"start_time", native_start_time, METH_O, "start_time(pid) -> clock ticks since boot, or None when it is gone"},
     {"steps", native_steps, METH_NOARGS, "steps() -> names of the crash points"},
     {"crash_at", native_crash_at, METH_VARARGS, "crash_at(step, nth=1): SIGKILL this process at that step, for tests"},
     {NULL, NULL, 0, NULL},
@@ -583,12 +597,12 @@ static int native_exec(PyObject *module) {
         const char *name;
         long value;
     } constants[] = {
-        {"FULL", LOOM_E_FULL},           {"TOKENS", LOOM_E_TOKENS},   {"STALE", LOOM_E_STALE},     {"CORRUPT", LOOM_E_CORRUPT},
-        {"NOT_FOUND", LOOM_E_NOT_FOUND}, {"VERSION", LOOM_E_VERSION}, {"EXISTS", LOOM_E_EXISTS},   {"SLOTS", LOOM_E_SLOTS},
-        {"FORKED", LOOM_E_FORKED},       {"CLOSED", LOOM_E_CLOSED},   {"USAGE", LOOM_E_USAGE},     {"ALIVE", LOOM_E_ALIVE},
-        {"OS", LOOM_E_OS},               {"DENIED", LOOM_E_DENIED},   {"ABSENT", LOOM_E_ABSENT},   {"ANY", LOOM_ANY},
-        {"PARTICIPANTS", LOOM_PARTICIPANTS}, {"SEGMENTS", LOOM_SEGMENTS}, {"TOKEN_LIMIT", LOOM_TOKENS},
-        {"ALIGNMENT", LOOM_ALIGNMENT},   {"LAYOUT_VERSION", LOOM_LAYOUT_VERSION},
+        {"FULL", LOOM_E_FULL}, {"TOKENS", LOOM_E_TOKENS}, {"STALE", LOOM_E_STALE}, {"CORRUPT", LOOM_E_CORRUPT},
+        {"NOT_FOUND", LOOM_E_NOT_FOUND}, {"VERSION", LOOM_E_VERSION}, {"EXISTS", LOOM_E_EXISTS},
+        {"SLOTS", LOOM_E_SLOTS}, {"FORKED", LOOM_E_FORKED}, {"CLOSED", LOOM_E_CLOSED}, {"USAGE", LOOM_E_USAGE},
+        {"ALIVE", LOOM_E_ALIVE}, {"OS", LOOM_E_OS}, {"DENIED", LOOM_E_DENIED}, {"ABSENT", LOOM_E_ABSENT},
+        {"ANY", LOOM_ANY}, {"PARTICIPANTS", LOOM_PARTICIPANTS}, {"SEGMENTS", LOOM_SEGMENTS},
+        {"TOKEN_LIMIT", LOOM_TOKENS}, {"ALIGNMENT", LOOM_ALIGNMENT}, {"LAYOUT_VERSION", LOOM_LAYOUT_VERSION},
     };
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value)) return -1;

@@ -1,0 +1,42 @@
+"""Multipart messages over ZeroMQ, without the convenience layer.
+
+pyzmq's Python-level `Socket` turns every option and flag into an enum, which costs more than the system calls of a
+small message. These functions call the compiled base class that it is built on; the sockets are ordinary ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zmq
+from zmq.backend import Socket as _Socket
+
+_EVENTS = int(zmq.EVENTS)
+_RCVMORE = int(zmq.RCVMORE)
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE_NOBLOCK = int(zmq.SNDMORE) | _NOBLOCK
+_POLLIN = int(zmq.POLLIN)
+
+_get: Any = _Socket.get
+_send: Any = _Socket.send
+_recv: Any = _Socket.recv
+
+
+def receive(socket: zmq.Socket[Any]) -> list[bytes] | None:
+    """One whole message, None when there is none now."""
+    if not _get(socket, _EVENTS) & _POLLIN:
+        return None
+    parts = [_recv(socket, _NOBLOCK)]
+    while _get(socket, _RCVMORE):
+        parts.append(_recv(socket, _NOBLOCK))
+    return parts
+
+
+def send(socket: zmq.Socket[Any], parts: list[Any]) -> None:
+    """Send one whole message, or none of it.
+
+    Raises: zmq.Again when there is no room; zmq.ZMQError with EHOSTUNREACH when a mandatory route leads nowhere.
+    """
+    for part in parts[:-1]:
+        _send(socket, part, _SNDMORE_NOBLOCK)
+    _send(socket, parts[-1], _NOBLOCK)

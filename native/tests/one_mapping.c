@@ -1,0 +1,74 @@
+/* one_mapping.c -- lets a race detector see through shared memory.
+ *
+ * ThreadSanitizer compares addresses, and two handles of one process map the same file at two of them. Compiled with
+ * -Dmmap=one_mapping_mmap -Dmunmap=one_mapping_munmap the core maps each part of a file once, and writable.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct mapping {
+    dev_t device;
+    ino_t inode;
+    off_t offset;
+    void *at;
+    unsigned users;
+};
+
+static struct mapping mappings[4096];
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static void *map_now(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
+    return (void *)syscall(SYS_mmap, at, size, protection, flags, fd, offset);
+}
+
+void *mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
+    if (fd < 0) return map_now(at, size, protection, flags, fd, offset);
+    struct stat about;
+    if (fstat(fd, &about)) return MAP_FAILED;
+    pthread_mutex_lock(&mutex);
+    struct mapping *spare = NULL, *found = NULL;
+    for (size_t i = 0; i < sizeof mappings / sizeof *mappings && !found; i++) {
+        struct mapping *mapping = &mappings[i];
+        if (!mapping->users)
+            spare = spare ? spare : mapping;
+        else if (mapping->device == about.st_dev && mapping->inode == about.st_ino && mapping->offset == offset)
+            found = mapping;
+    }
+    if (!found && spare) {
+        char path[32];
+        int again = fd;
+        if (!(protection & PROT_WRITE)) { /* the owner's, or a read-only view's, whoever comes first: writable */
+            __builtin_sprintf(path, "/proc/self/fd/%d", fd);
+            again = (int)syscall(SYS_openat, -100, path, 2, 0);
+        }
+        void *mapped = map_now(at, size, PROT_READ | PROT_WRITE, flags, again, offset);
+        if (again != fd) close(again);
+        if (mapped != MAP_FAILED) {
+            *spare = (struct mapping){about.st_dev, about.st_ino, offset, mapped, 0};
+            found = spare;
+        }
+    }
+    void *result = MAP_FAILED;
+    if (found) {
+        found->users++;
+        result = found->at;
+    }
+    pthread_mutex_unlock(&mutex);
+    return result;
+}
+
+int munmap(void *at, size_t size) {
+    int last = 1;
+    pthread_mutex_lock(&mutex);
+    for (size_t i = 0; i < sizeof mappings / sizeof *mappings; i++)
+        if (mappings[i].users && mappings[i].at == at) last = --mappings[i].users == 0;
+    /* Inside the mutex: the address must not be mapped again before it is free. */
+    int result = last ? (int)syscall(SYS_munmap, at, size) : 0;
+    pthread_mutex_unlock(&mutex);
+    return result;
+}

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Builds the arena core without Python and runs its tests: AddressSanitizer with UBSan, then ThreadSanitizer.
+#   native/tests/run.sh [fuzz seed] [fuzz rounds] [thread rounds]
+set -eu
+cd "$(dirname "$0")/.."
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+cc=${CC:-cc}
+flags="-std=c11 -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Wshadow -Werror -Iinclude"
+memory="-fsanitize=address,undefined -fno-sanitize-recover=all"
+$cc $flags $memory src/arena_*.c tests/test_arena.c -o "$out/arena" -lpthread
+$cc $flags $memory src/arena_*.c tests/test_fuzz.c -o "$out/fuzz" -lpthread
+$cc $flags -fsanitize=thread -Dmmap=one_mapping_mmap -Dmunmap=one_mapping_munmap \
+  src/arena_*.c tests/one_mapping.c tests/test_threads.c -o "$out/threads" -lpthread
+"$out/arena"
+"$out/fuzz" "${1:-1}" "${2:-400}"
+TSAN_OPTIONS=halt_on_error=1 "$out/threads" "${3:-20000}"
