@@ -40,7 +40,9 @@ class Actor:
 
 def methods_of(cls: type) -> frozenset[str]:
     """Names of the public methods of an actor class."""
-    return frozenset(name for name in dir(cls) if not name.startswith("_") and name not in HOOKS and _callable(cls, name))
+    return frozenset(
+        name for name in dir(cls) if not name.startswith("_") and name not in HOOKS and _callable(cls, name)
+    )
 
 
 def _callable(cls: type, name: str) -> bool:

@@ -62,7 +62,7 @@ class Channel:
         self._socket.set(zmq.RCVHWM, 0)  # as many replies as we asked for, as many items as we gave credit for
         self._socket.set(zmq.RECONNECT_IVL, 1)
         self._socket.set(zmq.RECONNECT_IVL_MAX, 100)
-        self._fd: int = self._socket.get(zmq.FD)
+        self._fd = int(self._socket.get(zmq.FD))
         self._pidfd = open_pidfd(address.pid, address.start_time)
         self.dead = self._pidfd is None
         if self.dead:
@@ -182,7 +182,7 @@ class Channel:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have `loop` read this channel from now on."""
         with self._lock:
-            if not self.dead and loop not in self._loops:
+            if self._pidfd is not None and loop not in self._loops:
                 self._loops.add(loop)
                 loop.add_reader(self._fd, self._on_readable)
                 loop.add_reader(self._pidfd, self._on_readable)
@@ -197,13 +197,11 @@ class Channel:
         self._run_callbacks()
 
     def _exited(self) -> bool:
-        pidfd = self._pidfd
-        return pidfd is not None and bool(self._poll_of(pidfd).poll(0))
-
-    def _poll_of(self, pidfd: int) -> select.poll:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        return poll
+        if self._pidfd is None:
+            return False
+        poll = select.poll()  # not select(): descriptors above 1023 would be too much for it
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _sleep(self, timeout_s: float | None) -> None:
         """Wait on the descriptors, without the lock, until one is readable or the time is over."""
@@ -321,13 +319,13 @@ class Channel:
                 reply.channel = heir
                 for waker in reply.wakers:
                     os.eventfd_write(waker, 1)
-            for loop in self.loops():
-                loop.remove_reader(self._fd)
-                loop.remove_reader(self._pidfd)
+            pidfd, self._pidfd = self._pidfd, None
+            if pidfd is not None:
+                for loop in self.loops():
+                    loop.remove_reader(self._fd)
+                    loop.remove_reader(pidfd)
+                os.close(pidfd)
             self._socket.close()
-            if self._pidfd is not None:
-                os.close(self._pidfd)
-                self._pidfd = None
             return orphans
 
     def loops(self) -> list[asyncio.AbstractEventLoop]:

@@ -143,7 +143,8 @@ def _died(address: Address, obituary: Reply, reply: Reply) -> LoomError:
     """The error for one reply whose actor died."""
     if obituary.error is not None:
         return ActorDied(
-            f"actor {address.name!r} died before it replied to {reply.what}, and the node cannot say why: {obituary.error}"
+            f"actor {address.name!r} died before it replied to {reply.what}, "
+            f"and the node cannot say why: {obituary.error}"
         )
     found = msgspec.convert(obituary.result(), _Obituary)
     started = None

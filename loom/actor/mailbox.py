@@ -37,7 +37,7 @@ class Mailbox:
         socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         socket.bind(endpoint)
         self._socket = socket
-        self.fd: int = socket.get(zmq.FD)
+        self.fd = int(socket.get(zmq.FD))
         self.unsent: deque[list[Any]] = deque()
 
     def receive(self) -> list[bytes] | None:

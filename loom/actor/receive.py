@@ -94,7 +94,7 @@ class Receiver:
         self._schedule()
 
     async def stop(self) -> None:
-        """Begin nothing more; end what is under way and refuse what waits, so that no caller is left without an answer."""
+        """Begin nothing more; end what is under way, refuse what waits: no caller is left without an answer."""
         self._is_stopping = True
         self._loop.remove_reader(self._mailbox.fd)
         tasks = list(self._tasks)
@@ -106,7 +106,9 @@ class Receiver:
         for stream in self._streams:
             self._count(rows.FAILED)
             self._close_stream(stream)
-            self._refuse(stream.route, stream.message, ActorDied(f"{text} in mid-stream", started=True, cause="stopped"))
+            self._refuse(
+                stream.route, stream.message, ActorDied(f"{text} in mid-stream", started=True, cause="stopped")
+            )
         self._fill(until=None)
         while self._backlog:
             message = self._backlog.pop()
@@ -198,7 +200,7 @@ class Receiver:
     def _run(self, message: Message) -> None:
         """Run one message to its end, or to its first await or item."""
         words, at = self._words, self._at
-        route, header, body, extra = message
+        route, header = message.route, message.header
         words[at + rows.DEPTH] = len(self._backlog)
         if header.deadline and header.deadline < monotonic():
             self._count(rows.EXPIRED)
@@ -422,11 +424,13 @@ class Receiver:
             if isinstance(stream.generator, GeneratorType):
                 stream.generator.close()
             elif not self._is_stopping:
-                self._loop.create_task(stream.generator.aclose())  # type: ignore[union-attr,arg-type]
+                self._loop.create_task(stream.generator.aclose())  # type: ignore[union-attr]
         except (ValueError, RuntimeError) as error:  # it is running, or it yields in its finally
             log.warning("%s.%s could not be closed: %s", self.name, stream.message.name, error)
         except Exception as error:
-            log.error("%s.%s raised while closing:\n%s", self.name, stream.message.name, failures.traceback_of(error, 1))
+            log.error(
+                "%s.%s raised while closing:\n%s", self.name, stream.message.name, failures.traceback_of(error, 1)
+            )
 
     def _credit(self, stream: Stream | None, count: int) -> None:
         if stream is not None and count > 0:

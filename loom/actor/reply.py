@@ -28,7 +28,19 @@ class Reply:
     `channel` is the link the outcome will arrive on; it changes while the target is still being looked up.
     """
 
-    __slots__ = ("_error", "_items", "_taken", "_value", "callbacks", "channel", "deadline", "id", "is_done", "wakers", "what")
+    __slots__ = (
+        "_error",
+        "_items",
+        "_taken",
+        "_value",
+        "callbacks",
+        "channel",
+        "deadline",
+        "id",
+        "is_done",
+        "wakers",
+        "what",
+    )
 
     def __init__(self, message_id: int, what: str, deadline: float = 0.0) -> None:
         self.id = message_id
@@ -200,7 +212,9 @@ class Reply:
         if self._error is not None:
             raise self._error
         if self._items is None:
-            raise UsageError(f"{self.what} returns one value, not a stream: use .result() or 'await' instead of iterating")
+            raise UsageError(
+                f"{self.what} returns one value, not a stream: use .result() or 'await' instead of iterating"
+            )
 
     def _outcome(self) -> Any:
         if self._error is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from loom.arena.default import current
 from loom.errors import UsageError
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 _Scalar = TypeVar("_Scalar", bound="np.generic")
 
 
-def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float, *, arena: Arena | None = None) -> NDArray[Any]:
+def empty(
+    shape: SupportsIndex | Sequence[SupportsIndex], dtype: DTypeLike = float, *, arena: Arena | None = None
+) -> NDArray[Any]:
     """A writable array in the arena, C order, 64-byte aligned; its contents are arbitrary.
 
     The array keeps the memory alive, and so does every view of it, here or in a process it was sent to.
@@ -25,14 +28,14 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float, *, arena: Aren
     """
     import numpy as np
 
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    lengths = (int(shape),) if isinstance(shape, SupportsIndex) else tuple(map(int, shape))
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise UsageError(f"expected a dtype of plain data, got {kind}: Python objects cannot live in shared memory")
-    if any(length < 0 for length in shape):
-        raise UsageError(f"expected a shape without negative lengths, got {shape}")
-    block = (arena or current()).lease(prod(shape) * kind.itemsize)
-    return np.ndarray(shape, kind, buffer=memoryview(block))
+    if any(length < 0 for length in lengths):
+        raise UsageError(f"expected a shape without negative lengths, got {lengths}")
+    block = (arena or current()).lease(prod(lengths) * kind.itemsize)
+    return np.ndarray(lengths, kind, buffer=memoryview(block))
 
 
 def share(array: NDArray[_Scalar], *, arena: Arena | None = None) -> NDArray[_Scalar]:

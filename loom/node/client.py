@@ -26,7 +26,16 @@ from loom.actor.links import Links
 from loom.actor.ref import ActorRef
 from loom.actor.verbs import Verbs, search_path
 from loom.arena import Arena
-from loom.errors import ActorDied, ArenaFull, ConfigError, LoomError, NameTaken, NodeDown, RuntimeFolderError, StartFailed
+from loom.errors import (
+    ActorDied,
+    ArenaFull,
+    ConfigError,
+    LoomError,
+    NameTaken,
+    NodeDown,
+    RuntimeFolderError,
+    StartFailed,
+)
 from loom.node.folder import find
 from loom.node.main import Boot, command, environment, memfd, new_cookie
 from loom.node.plan import plan_of
@@ -99,7 +108,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
@@ -267,4 +278,3 @@ def _wait_for(pidfd: int, timeout_s: float | None) -> bool:
 
 
 all_links.set_factory(_links_to)
-

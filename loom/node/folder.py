@@ -57,7 +57,9 @@ def base() -> Path:
         found.mkdir(mode=0o700, exist_ok=True)
         about = os.lstat(found)
     except OSError as error:
-        raise RuntimeFolderError(f"{found}: cannot be made: {error.strerror}; set XDG_RUNTIME_DIR to a folder of yours") from None
+        raise RuntimeFolderError(
+            f"{found}: cannot be made: {error.strerror}; set XDG_RUNTIME_DIR to a folder of yours"
+        ) from None
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != uid or about.st_mode & 0o077:
         raise RuntimeFolderError(
             f"{found}: expected a folder of user {uid} with mode 0700, got one of user {about.st_uid} with mode "
@@ -75,7 +77,10 @@ class Folder:
 
     @classmethod
     def take(cls, name: str) -> Folder:
-        """Make the folder of a new node. Raises: NameTaken (L1002) when a node of that name runs, RuntimeFolderError."""
+        """Make the folder of a new node.
+
+        Raises: NameTaken (L1002) when a node of that name runs; RuntimeFolderError (L3002).
+        """
         path = base() / name
         longest = f"{path}/1023.9999999"
         if len(longest.encode()) > SOCKET_PATH_BYTES:
@@ -145,7 +150,9 @@ def find(name_or_endpoint: str) -> tuple[Path, Facts]:
     facts = facts_of(path)
     if facts is None or not _lives(facts):
         others = ", ".join(sorted(found.name for found in running())) or "none"
-        raise NodeNotFound(f"no node is running at {name_or_endpoint!r}; running: {others}; start one with 'loom-node up'")
+        raise NodeNotFound(
+            f"no node is running at {name_or_endpoint!r}; running: {others}; start one with 'loom-node up'"
+        )
     return path, facts
 
 
@@ -165,7 +172,7 @@ def running() -> Iterator[Facts]:
 
 
 def clear_remains() -> int:
-    """Clear away what dead nodes of this user have left: processes, folders, shared memory; how many nodes it was of."""
+    """Clear away what dead nodes of this user have left behind; how many nodes it was of."""
     cleared = 0
     for entry in base().iterdir():
         path = entry.with_suffix("") if entry.suffix == ".lock" else entry

@@ -57,10 +57,8 @@ def new_cookie() -> str:
 
 def environment(cookie: str) -> dict[str, str]:
     """The environment of a node process: this one's, and the cookie."""
-    import loom
-
     environ = {**os.environ, sweep.variable(cookie): "1"}
-    home = str(Path(loom.__file__).parent.parent)
+    home = str(Path(__file__).parent.parent.parent)
     if not home.endswith("site-packages"):  # run from a source tree: the node must find the same loom
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [environ.get("PYTHONPATH"), home]))
     return environ
@@ -172,7 +170,9 @@ class NodeProcess:
         self._watch(loop)
         root = self._root = site.build(boot.root, self._gave_up)
         service = Service(site, boot.name, root, self.stop)
-        verbs = {name: getattr(service, name) for name in dir(service) if not name.startswith("_") and name not in HOOKS}
+        verbs = {
+            name: getattr(service, name) for name in dir(service) if not name.startswith("_") and name not in HOOKS
+        }
         receiver = Receiver("node", verbs, mailbox, links, 0, is_node=True)
         receiver.start(loop)
         sweeping = loop.create_task(self._rounds(arena, launcher))

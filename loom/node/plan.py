@@ -6,7 +6,6 @@ The node builds its tree from it and never imports a user's module: that happens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
 
 import msgspec
 
@@ -42,7 +41,7 @@ class SupervisorPlan(msgspec.Struct, frozen=True, tag="supervisor"):
     within_s: float = 5.0
     auto_shutdown: AutoShutdown = "never"
     backoff: BackoffSpec = msgspec.field(default_factory=BackoffSpec)
-    children: tuple[Union[ActorPlan, GroupPlan, "SupervisorPlan"], ...] = ()  # noqa: UP007 (a forward reference)
+    children: tuple[ActorPlan | GroupPlan | SupervisorPlan, ...] = ()
     restart: Restart = "permanent"
 
     def spec(self) -> SupervisorSpec:
@@ -56,7 +55,9 @@ class SupervisorPlan(msgspec.Struct, frozen=True, tag="supervisor"):
         )
 
 
-def plan_of(spec: SupervisorSpec, path: Sequence[str], name: str = "root", restart: Restart = "permanent") -> SupervisorPlan:
+def plan_of(
+    spec: SupervisorSpec, path: Sequence[str], name: str = "root", restart: Restart = "permanent"
+) -> SupervisorPlan:
     """A spec with classes -> a plan that can travel. `path`: where the actors find their modules.
 
     Raises: NotSendable (L1004) when a class or an argument cannot be pickled.

@@ -238,4 +238,3 @@ class Service:
     def shutdown(self, reason: str = "asked to") -> None:
         """Stop every actor in order, then the node itself; returns at once."""
         self._shut_down(reason)
-

@@ -232,7 +232,9 @@ class ActorChild(Child):
 
     def _set_state(self, state: State) -> None:
         self.state = state
-        word = {"starting": rows.STARTING, "running": rows.RUNNING_STATE, "stopping": rows.STOPPING}.get(state, rows.DOWN)
+        word = {"starting": rows.STARTING, "running": rows.RUNNING_STATE, "stopping": rows.STOPPING}.get(
+            state, rows.DOWN
+        )
         self._site.board.words[self.board_row * rows.WORDS + rows.STATE] = word
         self._announce()
 

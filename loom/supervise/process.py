@@ -83,7 +83,9 @@ class Process:
             if not data:
                 self._loop.remove_reader(self._control.fileno())
                 if self._pidfd is None:
-                    self._gone(Death("start_failed", self._brief or "died before it said hello", traceback=self._failure))
+                    self._gone(
+                        Death("start_failed", self._brief or "died before it said hello", traceback=self._failure)
+                    )
                 return
             self._hear(msgspec.msgpack.decode(data, type=dict[str, Any]))
 

@@ -100,7 +100,9 @@ def encode_neutral(value: Any) -> Body:
     try:
         data = msgspec.msgpack.Encoder(enc_hook=hook).encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise NotSendable(f"the value cannot be sent as MessagePack: {error}; call from Python, or return plain data") from None
+        raise NotSendable(
+            f"the value cannot be sent as MessagePack: {error}; call from Python, or return plain data"
+        ) from None
     return Body(MSGPACK, data, buffers)
 
 
