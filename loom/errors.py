@@ -22,6 +22,11 @@ class LoomError(Exception):
     def __str__(self) -> str:
         return f"{self.code} {super().__str__()}"
 
+    @property
+    def text(self) -> str:
+        """What it says, without the code."""
+        return str(self).removeprefix(f"{self.code} ")
+
 
 # --- L1xxx: the caller -------------------------------------------------------------------------------------------
 

@@ -136,7 +136,8 @@ class Links:
 
 class _Obituary(msgspec.Struct):
     cause: str = ""
-    last_id: int = 0
+    last_id: int = -1
+    """The last message it began; 0 when it began none, -1 when nobody remembers."""
 
 
 def _died(address: Address, obituary: Reply, reply: Reply) -> LoomError:
@@ -147,13 +148,13 @@ def _died(address: Address, obituary: Reply, reply: Reply) -> LoomError:
             f"and the node cannot say why: {obituary.error}"
         )
     found = msgspec.convert(obituary.result(), _Obituary)
-    started = None
+    started = None if found.last_id else False
     if found.last_id >> 32 == reply.id >> 32:  # the last message it began was ours, and ours arrive in order
         started = reply.id <= found.last_id
-    begun = {True: "after it had begun", False: "before it began", None: "and may or may not have begun it"}[started]
+    begun = {True: "after it began", False: "before it began", None: "and may have begun"}[started]
     return ActorDied(
-        f"actor {address.name!r} (pid {address.pid}, incarnation {address.incarnation}) died {begun} "
-        f"{reply.what}: {found.cause}",
+        f"actor {address.name!r} (pid {address.pid}, incarnation {address.incarnation}) died {begun} {reply.what}: "
+        f"{found.cause}",
         started=started,
         cause=found.cause,
     )

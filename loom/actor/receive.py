@@ -184,8 +184,10 @@ class Receiver:
         if kind == envelope.CALL or kind == envelope.TELL:
             self._count(rows.RECEIVED)
             if len(parts) < first + 2:
+                frames.discard(header, self._arena)
                 self._reject(route, header, ProtocolError("message has no body frame"))
             elif header.hop >= header.ttl:
+                frames.discard(header, self._arena)
                 self._reject(route, header, Rejected(f"message has passed {header.hop} hops, its ttl is {header.ttl}"))
             else:
                 self._backlog.push(Message(route, header, parts[first + 1], parts[first + 2 :]), header.priority)
@@ -202,7 +204,7 @@ class Receiver:
         words, at = self._words, self._at
         route, header = message.route, message.header
         words[at + rows.DEPTH] = len(self._backlog)
-        if header.deadline and header.deadline < monotonic():
+        if header.deadline and not header.deadline >= monotonic():  # so that one that is not a number has passed
             self._count(rows.EXPIRED)
             frames.discard(header, self._arena)
             self._refuse(route, header, CallTimeout(f"the deadline of {self.name}.{header.name} passed in the mailbox"))
@@ -238,16 +240,14 @@ class Receiver:
         _, header, body, extra = message
         buffers = frames.unpack(header, extra, self._arena) if header.buffers or extra else ()
         value = codec.decode_value(header.encoding, body, buffers)
-        if (
-            type(value) in (list, tuple)
-            and 1 <= len(value) <= 2
-            and isinstance(value[0], (list, tuple))
-            and (len(value) == 1 or isinstance(value[1], dict))
-        ):
-            return value[0], value[1] if len(value) == 2 else {}
+        if type(value) in (list, tuple) and 1 <= len(value) <= 2 and isinstance(value[0], (list, tuple)):
+            args, kwargs = value if len(value) == 2 else (value[0], {})
+            if isinstance(kwargs, dict) and all(type(name) is str for name in kwargs):
+                return args, kwargs
         raise ProtocolError("body of a call: expected [[argument, ...], {name: argument}]")
 
     def _no_such_method(self, name: str) -> NoSuchMethod:
+        name = name[:64]  # a stranger's text: neither the search nor the answer may grow with it
         near = difflib.get_close_matches(name, self._table, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(self._table)) or 'none'}"
         return NoSuchMethod(f"actor {self.name!r} has no public method {name!r}: {hint}")
@@ -317,6 +317,10 @@ class Receiver:
             self._tasks[task] = message
             task.add_done_callback(self._tasks.pop)
         elif message.header.kind == envelope.CALL:
+            if self._streams.find(message.route[0], message.header.id) is not None:
+                text = f"id: expected one that no stream of this caller bears, got {message.header.id} again"
+                self._reject(message.route, message.header, ProtocolError(text))
+                return
             stream = Stream(message.route, message.header, result, message.header.credit or STREAM_WINDOW)
             self._count(rows.RUNNING)
             self._streams.add(stream)

@@ -167,7 +167,7 @@ class Reply:
         def wake(_: Reply) -> None:
             if asyncio._get_running_loop() is loop:
                 _set(future)
-            else:
+            elif not loop.is_closed():
                 loop.call_soon_threadsafe(_set, future)
 
         self.add_done_callback(wake)

@@ -119,6 +119,8 @@ class Target:
         if error is None:
             address = msgspec.convert(lookup.result(), Address)
             channel = Channel(self.links, address)
+            for loop in self.links.node.loops():  # coroutines may be waiting for what is about to move there
+                loop.call_soon_threadsafe(channel.watch, loop)
         while True:
             with self._lock:
                 if not self._waiting:

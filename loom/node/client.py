@@ -213,18 +213,20 @@ class _Reports:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._text = b""
+        self._why = ""
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
     def wait(self, timeout_s: float) -> dict[str, Any]:
-        """The next report; {"failed"} when the node ends, or says nothing in time."""
+        """The next report; {"error"} when the node ends, or says nothing in time."""
         until = time.monotonic() + timeout_s
         while b"\n" not in self._text:
             if not self._poll.poll(max(0.0, until - time.monotonic()) * 1000):
-                return {"failed": f"the node was not ready within {timeout_s:g} s"}
+                return {"error": {"message": f"the node was not ready within {timeout_s:g} s"}}
             data = os.read(self._fd, 65536)
             if not data:
-                return {"failed": "the node process died while it started; what it said is on standard error"}
+                text = "the node process died while it started; what it said is on standard error"
+                return {"error": {"message": text}}
             self._text += data
         line, _, self._text = self._text.partition(b"\n")
         found: dict[str, Any] = json.loads(line)
@@ -232,8 +234,9 @@ class _Reports:
 
     def why_ended(self) -> str:
         """Why the node ended, as far as it could say."""
-        report = self.wait(0.5)
-        return str(report.get("exit", "it was killed"))
+        if not self._why:
+            self._why = str(self.wait(0.5).get("exit", "it was killed"))
+        return self._why
 
     def close(self) -> None:
         """Close the pipe."""
@@ -248,8 +251,9 @@ _START_ERRORS: dict[str, type[LoomError]] = {
 
 
 def _start_error(report: dict[str, Any]) -> LoomError:
-    text = "\n".join(filter(None, [str(report.get("failed")), str(report.get("traceback", "")).rstrip()]))
-    return _START_ERRORS.get(str(report.get("error")), StartFailed)(text)
+    error = report.get("error", {})
+    text = "\n".join(filter(None, [str(error.get("message")), str(error.get("traceback", "")).rstrip()]))
+    return _START_ERRORS.get(str(error.get("code")), StartFailed)(text)
 
 
 def connect(node: str) -> Client:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
 from loom import telemetry
-from loom.errors import ArenaFull, LoomError
+from loom.errors import ArenaFull, LoomError, NodeDown, StartFailed
 from loom.node.folder import SHM, Facts, Folder, boot_id, clear_remains
 from loom.node.plan import SupervisorPlan
 from loom.supervise import sweep
@@ -39,7 +41,7 @@ ROUNDS_S = 1.0
 
 class Boot(msgspec.Struct):
     """How a node is to be. `parent_pid`: the program it dies with, 0 for none. `report_fd`: where it says that it is
-    ready and why it ends, one JSON line each; -1 for nowhere.
+    ready, what went wrong and why it ends, one JSON line each; -1 for standard error, in words for people.
     """
 
     name: str
@@ -90,7 +92,9 @@ class NodeProcess:
         self._ended: asyncio.Event | None = None
         self._root: Any = None
         self._folder: Folder | None = None
-        self._stops = 0
+        self._signals = 0
+        # Only the node that systemd started may talk to it: not its actors, nor the nodes of other programs.
+        self._notify = "" if boot.parent_pid else os.environ.pop("NOTIFY_SOCKET", "")
 
     def run(self) -> int:
         """Be the node; the exit code."""
@@ -109,13 +113,19 @@ class NodeProcess:
             launcher.start()
             self._serve(folder, arena_name, launcher)
         except LoomError as error:
-            self._fail(error)
+            self._fail(error.code, str(error.args[0]))
+        except KeyboardInterrupt as early:  # a signal before there was a tree to stop
+            self._why = f"received {early}"
         finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # what is left to do is short, and has to be done
+                signal.signal(number, signal.SIG_IGN)
             if launcher is not None:
                 launcher.close()
             sweep.kill_all(boot.cookie)
             self._remove_files()
         self._report(exit=self._why or "stopped", code=self._code)
+        if self._code == 0:
+            self._say(f"{boot.name} has stopped")
         return self._code
 
     def _remove_files(self) -> None:
@@ -123,12 +133,18 @@ class NodeProcess:
             sweep.remove_shared_memory(f"loom-{os.getuid()}-{self.boot.cookie}")
             self._folder.remove()
 
-    def _fail(self, error: LoomError) -> None:
-        self._code = 1
-        self._why = str(error)
-        self._report(failed=str(error.args[0]), error=error.code)
+    def _fail(self, code: str, why: str, traceback: str = "") -> None:
+        """Tell why this node cannot be, and end with exit code 1."""
+        self._code, self._why = 1, f"{code} {why}"
+        self._report(error={"code": code, "message": why, "traceback": traceback})
+        self._say(self._why, traceback)
+
+    def _say(self, text: str, traceback: str = "") -> None:
+        """Tell people, unless it is a program that listens. Tracebacks are for LOOM_LOG=info and debug."""
         if self._reports is None:
-            print(f"loom-node: {error}", file=sys.stderr)
+            print(f"loom-node: {' '.join(text.split())}", file=sys.stderr)
+            if traceback and log.isEnabledFor(logging.INFO):
+                print(textwrap.indent(traceback.rstrip(), "    "), file=sys.stderr)
 
     def _report(self, **line: Any) -> None:
         if self._reports is not None:
@@ -180,15 +196,16 @@ class NodeProcess:
         ending = loop.create_task(self._ended.wait())
         await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and (death := starting.result()) is not None:
-            self._code, self._why = 1, f"the tree failed to start: {death.text}"
-            self._report(failed=self._why, traceback=death.traceback)
-            if self._reports is None:
-                print(f"loom-node: {self._why}\n{death.traceback}".rstrip(), file=sys.stderr)
+            self._fail(StartFailed.code, f"the tree failed to start: {death.text}", death.traceback)
+            self._ended.set()
         elif starting.done():
-            self._report(ready=folder.endpoint, pid=os.getpid())
-            _notify_systemd("READY=1")
+            count = len(self._actors())
+            self._report(ready=folder.endpoint, pid=os.getpid(), name=boot.name, actors=count)
+            actors = "1 actor" if count == 1 else f"{count} actors"
+            self._say(f"{boot.name} is up: {folder.endpoint} ({actors}); Ctrl-C stops it")
+            _notify_systemd(self._notify, "READY=1")
             await ending
-        _notify_systemd("STOPPING=1")
+        _notify_systemd(self._notify, "STOPPING=1")
         starting.cancel()
         await root.stop()
         sweeping.cancel()
@@ -199,20 +216,16 @@ class NodeProcess:
         arena.destroy()
 
     def stop(self, why: str, code: int = 0) -> None:
-        """Stop the tree in order and end. The second time: kill everything, now."""
-        self._stops += 1
-        if self._stops == 1:
+        """Stop the tree in order and end. Does nothing when it is stopping already."""
+        assert self._ended is not None
+        if not self._ended.is_set():
             self._why, self._code = why, code
             log.info("stopping: %s", why)
-            assert self._ended is not None
             self._ended.set()
-        else:
-            sweep.kill_all(self.boot.cookie)
 
     def _gave_up(self, root: Any, death: Any) -> None:
+        self._say(f"{NodeDown.code} {self.boot.name} ends: {death.text}", death.traceback)
         self.stop(death.text, code=1)
-        if self._reports is None:
-            print(f"loom-node: {death.text}", file=sys.stderr)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Signals, and the program that this node belongs to."""
@@ -231,7 +244,16 @@ class NodeProcess:
             loop.add_reader(pidfd, self._orphaned)
 
     def _on_signal(self, name: str) -> None:
-        self.stop(f"received {name}")
+        """The first stops the tree in order; the second kills everything, now."""
+        self._signals += 1
+        if self._signals == 1:
+            again = "; Ctrl-C again kills it" if name == "SIGINT" else ""
+            self._say(f"{self.boot.name} is stopping: received {name}{again}")
+            self.stop(f"received {name}")
+        else:
+            self._why, self._code = f"killed: received {name} while it was stopping", 1
+            self._say(f"{self.boot.name} is {self._why}")
+            sweep.kill_all(self.boot.cookie)
 
     def _orphaned(self) -> None:
         """The program died: nobody is left to stop for, so nothing is stopped gently."""
@@ -300,9 +322,8 @@ def _check_room(arena_bytes: int) -> None:
         )
 
 
-def _notify_systemd(state: str) -> None:
-    """Tell systemd, when it is the one that started us. Source: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+def _notify_systemd(address: str, state: str) -> None:
+    """Tell systemd, when it is the one that started us; `address` is its NOTIFY_SOCKET. Source: sd_notify(3)."""
     if not address:
         return
     if address.startswith("@"):
@@ -321,7 +342,15 @@ def main() -> None:
     os.close(fd)
     if boot.report_fd >= 0:
         os.set_inheritable(boot.report_fd, False)
-    sys.exit(NodeProcess(boot).run())
+    node = NodeProcess(boot)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # `loom-node up` blocks them
+    sys.exit(node.run())
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ arena reference.
 
 from __future__ import annotations
 
+import functools
+import importlib.machinery
 import io
+import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +29,7 @@ INLINE_BYTES = 2048
 """Buffers smaller than this stay inside the body: a frame of their own would cost more than the copy."""
 
 NDARRAY = 1
-"""MessagePack extension type of an array: msgpack [dtype string, shape, buffer index]."""
+"""MessagePack extension type of an array: msgpack [dtype, shape, buffer index]."""
 
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
 
@@ -54,8 +57,52 @@ class _Pickler(pickle.Pickler):
 
 
 def _needs_value(obj: Any) -> bool:
+    """Whether a process with our sys.path could not import this class or function by its name."""
     module = getattr(obj, "__module__", None)
-    return module == "__main__" or "<" in obj.__qualname__ or module not in sys.modules
+    return module == "__main__" or "<" in obj.__qualname__ or module not in sys.modules or not _is_importable(module)
+
+
+@functools.cache
+def _is_importable(name: str) -> bool:
+    """Whether `import name` would find this very module. Asked once for each.
+
+    It would not when the module was loaded from a path and put under a name of the loader's choice, as pytest does
+    with --import-mode=importlib, or when it was made by hand. cloudpickle is then told to carry what is in it.
+    """
+    if not _is_found(name):
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(sys.modules[name])
+        return False
+    return True
+
+
+def _is_found(name: str) -> bool:
+    module, above = sys.modules[name], name.rpartition(".")[0]
+    file = getattr(module, "__file__", None)
+    where = None
+    if above:
+        if above not in sys.modules or not _is_found(above):
+            return False
+        where = getattr(sys.modules[above], "__path__", None)
+        if where is None:
+            return True  # its parent is no package, and makes it: os.path, some extension modules
+    spec = _find(name, where)
+    if spec is None:
+        return bool(above) and file is None  # made by its package's own code
+    return file is None or not spec.has_location or spec.origin == file or os.path.realpath(spec.origin or "") == os.path.realpath(file)
+
+
+def _find(name: str, where: Any) -> importlib.machinery.ModuleSpec | None:
+    """What the import system would load: importlib.util.find_spec would only say what is loaded already."""
+    for finder in sys.meta_path:
+        try:
+            spec = finder.find_spec(name, where)
+        except (AttributeError, ImportError):
+            continue
+        if spec is not None:
+            return spec
+    return None
 
 
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Body:
@@ -99,7 +146,7 @@ def encode_neutral(value: Any) -> Body:
 
     try:
         data = msgspec.msgpack.Encoder(enc_hook=hook).encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # whatever a value's own code raises
         raise NotSendable(
             f"the value cannot be sent as MessagePack: {error}; call from Python, or return plain data"
         ) from None
@@ -112,11 +159,38 @@ def _neutral(obj: Any, buffers: list[Any]) -> Any:
         if isinstance(obj, numpy.ndarray) and not obj.dtype.hasobject:
             contiguous = numpy.ascontiguousarray(obj).reshape(obj.shape)
             buffers.append(contiguous.reshape(-1).view(numpy.uint8) if contiguous.size else b"")
-            header = [contiguous.dtype.str, list(contiguous.shape), len(buffers) - 1]
+            header = [_description(contiguous.dtype), list(contiguous.shape), len(buffers) - 1]
             return msgspec.msgpack.Ext(NDARRAY, msgspec.msgpack.encode(header))
         if isinstance(obj, numpy.generic):
             return obj.item()
     raise TypeError(f"objects of type {type(obj).__module__}.{type(obj).__qualname__} have no MessagePack form")
+
+
+def _description(dtype: Any) -> Any:
+    """A dtype as .npy files have it: "<f8", or a list of [name, dtype] for records, padding included."""
+    from numpy.lib.format import dtype_to_descr
+
+    return dtype.str if dtype.names is None else dtype_to_descr(dtype)
+
+
+def _dtype(description: Any) -> Any:
+    """The inverse of `_description`. Raises: ValueError, TypeError, SyntaxError."""
+    import numpy
+    from numpy.lib.format import descr_to_dtype
+
+    if isinstance(description, str):
+        return numpy.dtype(description)
+    return descr_to_dtype(_tuples(description))
+
+
+def _tuples(description: Any) -> Any:
+    """Fields are tuples to NumPy; MessagePack has lists only."""
+    if not isinstance(description, list):
+        raise TypeError(f"dtype: expected a string or a list of fields, got {description!r}")
+    fields = []
+    for name, below, *shape in description:
+        fields.append((name, below if isinstance(below, str) else _tuples(below), *map(tuple, shape)))
+    return fields
 
 
 _plain_encoder = msgspec.msgpack.Encoder()
@@ -169,14 +243,16 @@ def _array(payload: memoryview, buffers: Sequence[Any]) -> Any:
     import numpy
 
     try:
-        dtype_text, shape, index = msgspec.msgpack.decode(payload, type=tuple[str, list[int], int])
+        description, shape, index = msgspec.msgpack.decode(payload, type=tuple[Any, list[int], int])
         if not 0 <= index < len(buffers):
             raise ValueError(f"buffer {index} of {len(buffers)}")
-        dtype = numpy.dtype(dtype_text)
+        if any(length < 0 for length in shape):
+            raise ValueError(f"shape {shape}")
+        dtype = _dtype(description)
         if dtype.hasobject:
-            raise ValueError(f"dtype {dtype_text!r} holds Python objects")
+            raise ValueError(f"dtype {description!r} holds Python objects")
         return numpy.frombuffer(buffers[index], dtype=dtype).reshape(shape)
-    except (msgspec.DecodeError, ValueError, TypeError, SyntaxError) as error:
+    except (msgspec.DecodeError, ValueError, TypeError, SyntaxError, RecursionError) as error:
         raise ProtocolError(f"body has a malformed array: {error}") from None
 
 

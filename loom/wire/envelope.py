@@ -6,7 +6,7 @@ wire, so that a small call has a small header. Unknown fields are ignored, which
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -29,38 +29,44 @@ PING = "ping"
 MSGPACK = "msgpack"
 PICKLE = "pickle"
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Priority = Annotated[int, msgspec.Meta(ge=0, le=100)]
+_Participant = Annotated[int, msgspec.Meta(ge=-1)]
+
 
 class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     """One message's header. Times are seconds; `deadline` is on CLOCK_MONOTONIC, `timestamp` on the wall clock."""
 
-    id: int
+    id: _Count
     kind: str
     schema: int = SCHEMA
     to: str = ""
     sender: str = ""
     name: str = ""
     thread_id: str = ""
-    correlation_id: int = 0
+    correlation_id: _Count = 0
     reply_to: str = ""
-    ttl: int = 16
-    hop: int = 0
+    ttl: _Count = 16
+    hop: _Count = 0
     timestamp: float = 0.0
     deadline: float = 0.0
-    priority: int = 50
+    priority: _Priority = 50
     confidence: float = 1.0
     tags: tuple[str, ...] = ()
     dedup: str = ""
     traceparent: str = ""
     encoding: str = MSGPACK
     accept: str = MSGPACK
-    participant: int = -1
-    credit: int = 0
+    participant: _Participant = -1
+    credit: _Count = 0
     buffers: tuple[tuple[int, ...] | None, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
 _loose = msgspec.msgpack.Decoder(Any)
+
+_UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 encode = _encoder.encode
 """Envelope -> MessagePack bytes."""
@@ -73,7 +79,7 @@ def decode(data: bytes) -> Envelope:
     """
     try:
         envelope = _decoder.decode(data)
-    except msgspec.DecodeError as error:  # ValidationError is a DecodeError
+    except _UNREADABLE as error:  # a ValidationError is a DecodeError
         newer = _schema_of(data)
         if newer is not None and newer > SCHEMA:
             raise SchemaMismatch(f"header has schema {newer}, this side reads <= {SCHEMA} (at `$.schema`)") from None
@@ -87,7 +93,7 @@ def _schema_of(data: bytes) -> int | None:
     """The schema of a header that does not decode, when it still says one."""
     try:
         header = _loose.decode(data)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return None
     schema = header.get("schema") if isinstance(header, dict) else None
     return schema if isinstance(schema, int) else None
@@ -97,7 +103,7 @@ def id_of(data: bytes) -> int:
     """The id of a header that does not decode as an envelope, 0 when there is none: for the error reply to name it."""
     try:
         header = _loose.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return 0
     found = header.get("id") if isinstance(header, dict) else None
     return found if type(found) is int and 0 <= found < 2**64 else 0

@@ -24,10 +24,10 @@ TRACEBACK_CHARS = 32_000
 
 def refusal(error: LoomError) -> dict[str, Any]:
     """Loom's own error -> map; the other side raises the same class."""
-    body: dict[str, Any] = {"code": error.code, "type": type(error).__name__, "message": str(error.args[0])}
+    body: dict[str, Any] = {"code": error.code, "type": type(error).__name__, "message": _text(error.text)}
     if isinstance(error, ActorDied):
         body["started"] = error.started
-        body["cause"] = error.cause
+        body["cause"] = _text(error.cause)
     return body
 
 
@@ -35,9 +35,9 @@ def raised(error: BaseException, skip: int = 1) -> dict[str, Any]:
     """A handler's exception -> map; the other side raises RemoteError. `skip`: Loom's own frames at the top."""
     return {
         "code": RemoteError.code,
-        "type": type(error).__qualname__,
-        "message": message_of(error),
-        "traceback": traceback_of(error, skip),
+        "type": _text(type(error).__qualname__),
+        "message": _text(message_of(error)),
+        "traceback": _text(traceback_of(error, skip)),
     }
 
 
@@ -46,11 +46,16 @@ def from_wire(body: Any, actor: str) -> LoomError:
     if not isinstance(body, dict):
         return RemoteError("Error", repr(body), "", actor)
     code, message = body.get("code"), str(body.get("message", ""))
-    if code == RemoteError.code or code not in _BY_CODE:
+    if not isinstance(code, str) or code == RemoteError.code or code not in _BY_CODE:
         return RemoteError(str(body.get("type", code)), message, str(body.get("traceback", "")), actor)
     if code == ActorDied.code:
         return ActorDied(message, started=body.get("started"), cause=str(body.get("cause", "")))
     return _BY_CODE[code](message)
+
+
+def _text(text: str) -> str:
+    """What MessagePack can carry of it: lone surrogates (file names have them) are written as escapes."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def message_of(error: BaseException) -> str:

@@ -67,9 +67,17 @@ def recall(places: Sequence[tuple[int, ...] | None], arena: Arena | None) -> Non
 def unpack(envelope: Envelope, frames: Sequence[Any], arena: Arena | None) -> list[Any]:
     """The buffers of a received message, in order; `frames` are those after the body.
 
-    References are accepted here: from now on this process holds the blocks.
+    References are accepted here: from now on this process holds the blocks, or, after an error, none of them.
     Raises: ProtocolError (L2006) when header and frames disagree; StaleReference (L2009).
     """
+    try:
+        return _unpack(envelope, frames, arena)
+    except BaseException:
+        discard(envelope, arena)
+        raise
+
+
+def _unpack(envelope: Envelope, frames: Sequence[Any], arena: Arena | None) -> list[Any]:
     inline = sum(place is None for place in envelope.buffers)
     if inline != len(frames):
         raise ProtocolError(f"header announces {inline} buffer frames, the message has {len(frames)}")

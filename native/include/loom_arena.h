@@ -492,7 +492,7 @@ int loom_process_start_time(uint32_t pid, uint64_t *ticks);
     X(RELEASE_BEGUN) X(RELEASE_CLEARED) X(SCAN_HALFWAY) X(RELEASE_FREED)                                             \
     X(GIVE_CLOSING) X(GIVE_PUNCHED) X(GIVE_UNLINKED) X(GIVE_CLEARED) X(GIVE_FREED)                                   \
     X(CLOSE_BEGUN) X(CLOSE_GIVEN) X(CLOSE_REVOKED) X(CLOSE_FREED)                                                    \
-    X(REAP_MARKED) X(REAP_ADDRESSED) X(REAP_TOKENS) X(REAP_BITS) X(REAP_SEGMENTS) X(REAP_RETIRED) X(REAP_FREED)
+    X(REAP_MARKED) X(REAP_ADDRESSED) X(REAP_TOKENS) X(REAP_BITS) X(REAP_SEGMENTS) X(SLOT_RETIRED) X(REAP_FREED)
 
 enum loom_step {
 #define LOOM_STEP_ENUM(name) LOOM_STEP_##name,

@@ -181,7 +181,7 @@ void loom_slot_free(loom_arena *arena, uint32_t participant) {
         if (amount) atomic_fetch_add_explicit(&to[i], amount, memory_order_relaxed);
     }
     atomic_store_explicit(&row->start_time, 0, memory_order_relaxed);
-    LOOM_STEP(REAP_RETIRED);
+    LOOM_STEP(SLOT_RETIRED);
     uint64_t word = atomic_load_explicit(&row->word, memory_order_relaxed);
     uint64_t generation = ((word >> 32) + 1) & 0xffffffff;
     word = loom_participant_word(generation, 0, LOOM_PARTICIPANT_FREE);

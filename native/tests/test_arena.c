@@ -174,7 +174,7 @@ static void test_budget_and_growth(void) {
     loom_arena *node = make(16 * MIB), *other = join();
     loom_view views[64], extra;
     uint32_t count = 0;
-    while (loom_arena_lease(node, MIB, &views[count]) == LOOM_OK) count++;
+    while (count < 64 && loom_arena_lease(node, MIB, &views[count]) == LOOM_OK) count++;
     CHECK(count == 16);
     CHECK(stats_of(node).reserved_bytes == 16 * MIB);
     CHECK_CODE(loom_arena_lease(other, 1, &extra), LOOM_E_FULL);
@@ -390,6 +390,41 @@ static void test_a_hold_that_moves_behind_the_scan_is_seen(void) {
     loom_arena_release(&move.taken);
     for (uint32_t i = 1; i < 700; i++) loom_arena_close(arenas[i]);
     end(node);
+}
+
+static struct {
+    loom_arena *sender;
+    loom_reference reference;
+    int step;
+} take_back;
+
+static void recall_now(int step) {
+    if (step == take_back.step) CHECK_CODE(loom_arena_recall(take_back.sender, &take_back.reference), LOOM_OK);
+}
+
+/* The sender takes the reference back while the receiver is half through accepting it. */
+static void test_a_recall_inside_an_accept(void) {
+    static const int steps[] = {LOOM_STEP_ACCEPT_CHECKED, LOOM_STEP_ACCEPT_MAPPED, LOOM_STEP_ACCEPT_HELD,
+                                LOOM_STEP_ACCEPT_COUNTED};
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        loom_arena *node = make(64 * MIB), *sender = join(), *receiver = join();
+        loom_view lease, taken;
+        CHECK_CODE(loom_arena_lease(sender, 1000, &lease), LOOM_OK);
+        CHECK_CODE(loom_arena_send(sender, lease.data, 1000, LOOM_ANY, &take_back.reference), LOOM_OK);
+        take_back.sender = sender;
+        take_back.step = steps[i];
+        loom_arena_step_hook = recall_now;
+        CHECK_CODE(loom_arena_accept(receiver, &take_back.reference, &taken), LOOM_E_STALE);
+        loom_arena_step_hook = NULL;
+        CHECK(!taken.arena);
+        loom_arena_release(&lease);
+        loom_arena_collect(sender);
+        CHECK(stats_of(node).blocks == 0);
+        loom_arena_close(receiver);
+        loom_arena_close(sender);
+        CHECK(stats_of(node).segments == 0);
+        end(node);
+    }
 }
 
 /* --- Ends --------------------------------------------------------------------------------------------------------- */
@@ -626,6 +661,7 @@ int main(void) {
         TEST(test_tokens_run_out_and_come_back),
         TEST(test_memory_comes_back_though_readers_stay_mapped),
         TEST(test_a_hold_that_moves_behind_the_scan_is_seen),
+        TEST(test_a_recall_inside_an_accept),
         TEST(test_close_waits_for_views),
         TEST(test_close_with_references_in_flight),
         TEST(test_reap_of_a_sender_with_grace),

@@ -23,7 +23,7 @@ import pytest
 from loom import _native
 from loom.arena import Arena, ArenaStats, destroy_files
 
-NODE_ONLY = {step for step in _native.steps() if step.startswith("REAP_")} - {"REAP_RETIRED"}
+NODE_ONLY = {step for step in _native.steps() if step.startswith("REAP_")}
 
 OWNER = """
 import json, sys
@@ -31,6 +31,7 @@ from loom import _native
 from loom.arena import Arena
 name, step, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
 if step: _native.crash_at(step, nth)
+Arena.attach(name).close()                 # a life with nothing in it
 arena = Arena.attach(name)
 def out(*numbers): print(json.dumps(numbers), flush=True)
 kept = arena.lease(300_000)
@@ -38,11 +39,15 @@ memoryview(kept)[:] = b"k" * 300_000
 out(*arena.send(kept, 0)[0])
 sys.stdin.readline()                       # the node holds the block now
 out(*arena.send(b"f" * 5000)[0])           # stays in flight
+brief = arena.lease(10)
+out(*arena.send(brief, 0)[0])
+sys.stdin.readline()                       # the node held it, and let go
+brief.release()                            # nobody holds it: the bitmap is scanned to the end
 lost, _ = arena.send(b"r" * 100)
 arena.recall(lost)
 arena.lease(10 << 20).release()            # a second segment, given back
 arena.trim()
-kept.release()                             # others hold it: the bitmap is scanned
+kept.release()                             # the node still holds it
 arena.collect()
 arena.close()
 """
@@ -143,6 +148,10 @@ def owner_dies(node: Arena, step: str, nth: int) -> bool:
     block = node.accept(first) if first else None
     tell(process, "go")
     second = numbers(process)
+    third = numbers(process)
+    if third:
+        node.accept(third).release()
+    tell(process, "go on")
     killed = finish(process)
     flight = node.accept(second) if second else None
     stats = reaped(node, process.pid)
@@ -183,7 +192,8 @@ OWNER_STEPS = [step for step in _native.steps() if step not in NODE_ONLY and not
 READER_STEPS = [
     step
     for step in _native.steps()
-    if step.split("_")[0] in ("CLAIM", "ACCEPT", "SEND", "TOKEN", "LEASE", "CLOSE") or step.startswith("RELEASE_")
+    if step.split("_")[0] in ("CLAIM", "ACCEPT", "SEND", "TOKEN", "LEASE", "CLOSE")
+    or step in ("RELEASE_BEGUN", "RELEASE_CLEARED")
 ]
 
 

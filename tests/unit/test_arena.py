@@ -6,6 +6,9 @@ import gc
 import mmap
 import os
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -388,6 +391,61 @@ def test_current(node: Arena) -> None:
         use(None)
     with pytest.raises(UsageError):
         current()
+
+
+EXIT = """
+import sys, threading
+import numpy as np
+from loom.arena import Arena, empty, use
+arena, other = Arena.attach(sys.argv[1]), Arena.attach(sys.argv[1])
+use(arena)
+array, block, view = empty(1000), arena.lease(10), memoryview(arena.lease(10))
+taken = other.accept(arena.send(array)[0])
+reference = arena.send(array)
+class Late:
+    def __del__(self):
+        self.arena.close()
+        self.block.release()
+late = Late()
+late.arena, late.block = arena, arena.lease(5)
+threading.Thread(target=lambda: [arena.lease(100).release() for _ in range(1000000)], daemon=True).start()
+sys.modules["keeps"] = (arena, array)
+"""
+
+
+def test_an_interpreter_may_exit_with_everything_live(node: Arena) -> None:
+    ran = subprocess.run([sys.executable, "-c", EXIT, node.name], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    for row in node.participants()[1:]:
+        node.reap(row.index)
+    assert settled(node).segments == 0
+    assert node.stats().participants == 1
+
+
+def test_threads_share_a_handle_that_one_of_them_closes(node: Arena) -> None:
+    """Calls without the GIL keep the handle; it closes when the last of them returns."""
+    arena = Arena.attach(node.name)
+
+    def work() -> None:
+        held = []
+        try:
+            while True:
+                held.append(arena.lease(3 * MIB, timeout_s=0))
+                arena.trim()
+                if len(held) > 3:
+                    held.clear()
+        except UsageError:
+            pass
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while node.stats().segments == 0:
+        pass
+    arena.close()
+    for thread in threads:
+        thread.join()
+    assert settled(node).participants == 1
 
 
 # --- Another language ------------------------------------------------------------------------------------------------
