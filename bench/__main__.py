@@ -16,11 +16,11 @@ QUESTIONS: dict[str, Question] = {
     module.QUESTION.name: module.QUESTION for module in (ask, pipeline, tell, tensor, spawn, restart, memory, start)
 }
 
-ROUNDS, QUICK_ROUNDS = 7, 2
+ROUNDS, QUICK_ROUNDS = 15, 2
 
 EXAMPLE = """\
 example:
-  python -m bench --only ask spawn --rounds 15 --json figures.json
+  python -m bench --only ask spawn --rounds 30 --json figures.json
 
 The table goes to standard output, progress to standard error. There is no pass and no fail: exit code 0 when all
 figures were taken, 1 when a question could not be put, 2 for a mistake in the command. What each figure means:
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="NAME", nargs="+", help="put these questions only (see --list)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything, every round's figures too")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table as Markdown")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of small turns: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of small turns")
     parser.add_argument("--rounds", metavar="N", type=_rounds, help=f"how many turns everyone has (default {ROUNDS})")
     parser.add_argument("--list", action="store_true", help="name the questions, and end")
     return parser

@@ -2,7 +2,7 @@
 
 One caller, one call at a time; the argument and the answer are one small int. Loom: `ref.echo(7).result()` on a plain
 thread, to a sync handler and to an async one. Rivals: a DEALER and a ROUTER over ipc, both blocking, two small frames
-there and back; and multiprocessing.Pipe carrying the same int. 2,000 calls a turn, after 200 that are not counted.
+there and back; and multiprocessing.Pipe carrying the same int. 1,000 calls a turn, after 100 that are not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FRAMES = [b"h" * 32, b"b" * 8]
 @contextmanager
 def contest(quick: bool) -> Iterator[dict[str, Turn]]:
     """Everyone set up."""
-    count, warm_up = (200, 20) if quick else (2000, 200)
+    count, warm_up = (200, 20) if quick else (1000, 100)
     with (
         home() as node,
         rival.zmq_peer(peers.echo_zmq, zmq.DEALER) as (socket, _),

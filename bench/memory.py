@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count as counter
 
 from bench import rival
 from bench.actors import Subject, home
@@ -27,9 +28,10 @@ def contest(quick: bool) -> Iterator[dict[str, Turn]]:
     """Everyone set up."""
     with home() as node:
         rival.warm_up()
+        numbers = counter()
 
         def loom_memory() -> list[float]:
-            subjects = [node.spawn(Subject) for _ in range(PROCESSES)]
+            subjects = [node.spawn(Subject, name=f"subject-{next(numbers)}") for _ in range(PROCESSES)]
             pids = [subject.pid().result(timeout_s=60) for subject in subjects]
             found = read(pids)
             for subject in subjects:
@@ -56,4 +58,6 @@ def read(pids: list[int]) -> list[float]:
     return found
 
 
-QUESTION = Question("memory", (Line("memory", "memory an actor (PSS)", "Loom", ("forkserver",), "MB", "<= 5 MB"),), contest)
+QUESTION = Question(
+    "memory", (Line("memory", "memory an actor (PSS)", "Loom", ("forkserver",), "MB", "<= 5 MB"),), contest
+)

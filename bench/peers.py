@@ -6,9 +6,9 @@ this module once, and all its children share it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
+import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,8 +20,6 @@ IMPORTED_BY = os.getpid()
 
 ASK_COUNT = b"?"
 """The first frame of the message that asks `count_zmq` for its count."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 def echo_zmq(control: Connection, endpoint: str) -> None:
@@ -61,7 +59,7 @@ def first_of_pipe(control: Connection) -> None:
 
 
 def answer(control: Connection) -> None:
-    """Answers whether this module was preloaded, as often as it is asked: the first reply, and after it an idle child."""
+    """Answers whether this module was preloaded, as often as it is asked, and is idle in between."""
     while _next(control) is not None:
         control.send(os.getpid() != IMPORTED_BY)
 
@@ -81,9 +79,15 @@ def _next(control: Connection) -> Any:
 def _bound(control: Connection, kind: int, endpoint: str) -> zmq.Socket[bytes]:
     """A bound socket without a high-water mark; the other side is told, and this process ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=_end_with, args=(control,), daemon=True).start()
     socket = zmq.Context().socket(kind)
     socket.set_hwm(0)
     socket.bind(endpoint)
     control.send(True)
     return socket
+
+
+def _end_with(control: Connection) -> None:
+    """End this process, blocked in ZeroMQ as it is, once the other end of its pipe is gone. The thread only sleeps."""
+    control.poll(None)
+    os._exit(0)

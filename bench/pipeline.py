@@ -2,7 +2,7 @@
 
 Batches of 5,000: all are sent, then all answers are collected. Loom: 5,000 replies, then `.result()` of each. Rival: a
 DEALER and a ROUTER over ipc without high-water marks, two small frames; bursts of 50, and after each the answers that
-are there, so that its queues do not grow beyond need. 4 batches a turn, after one that is not counted. A sample is a
+are there, so that its queues do not grow beyond need. 2 batches a turn, after one that is not counted. A sample is a
 batch, so p99 is the slowest one.
 """
 
@@ -24,7 +24,7 @@ BURST = 50
 @contextmanager
 def contest(quick: bool) -> Iterator[dict[str, Turn]]:
     """Everyone set up."""
-    size, count = (1000, 1) if quick else (5000, 4)
+    size, count = (1000, 1) if quick else (5000, 2)
     with home() as node, rival.zmq_peer(peers.echo_zmq, zmq.DEALER) as (socket, _):
         subject = node.spawn(Subject)
 

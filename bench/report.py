@@ -11,8 +11,8 @@ from bench.figures import RATES, Figures, Ratio, Result
 HEAD = ("question", "Loom", "p99", "rival", "its median", "p99", "Loom / rival", "goal")
 
 LEGEND = (
-    "Loom / rival: median of one ratio a round (least-greatest). Below 1 Loom is quicker or smaller, but for rates (k/s) "
-    "above 1. p99: 99 % of the samples are no worse."
+    "Loom / rival: median of one ratio a round (least-greatest). Below 1 Loom is quicker or smaller; for rates (k/s) "
+    "it does more when above 1. p99: 99 % of the samples are no worse."
 )
 
 
@@ -44,13 +44,15 @@ def to_text(document: Document) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, "", LEGEND, _about(document)])
+    return "\n".join([*lines, "", *_missing(document), LEGEND, _about(document)])
 
 
 def to_markdown(document: Document) -> str:
     """The table for a README."""
     rows = [HEAD, ("---",) * len(HEAD), *_rows(document)]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", LEGEND, "", _about(document), ""])
+    return "\n".join(
+        [*(f"| {' | '.join(row)} |" for row in rows), "", *_missing(document), LEGEND, "", _about(document), ""]
+    )
 
 
 def _rows(document: Document) -> list[tuple[str, ...]]:
@@ -59,10 +61,13 @@ def _rows(document: Document) -> list[tuple[str, ...]]:
         own = (result.title, _told(result.loom), _number(result.loom.p99))
         for name, rival in result.rivals.items():
             theirs = (name, _told(rival), _number(rival.p99), _ratio(rival.ratio))
-            rows.append((*own, *theirs, result.goal))
+            rows.append((*own, *theirs, result.goal if own[0] else ""))
             own = ("", "", "")
-    rows.extend((one.question, "not taken", "", "", "", "", "", one.error) for one in document.missing)
-    return [(*row[:-1], "" if index and not row[0] else row[-1]) for index, row in enumerate(rows)]
+    return rows
+
+
+def _missing(document: Document) -> list[str]:
+    return [f"Not taken: {one.question}: {one.error}\n" for one in document.missing]
 
 
 def _about(document: Document) -> str:

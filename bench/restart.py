@@ -3,7 +3,7 @@
 Loom: `kill -9`, then the same call again and again, ActorDied answered by asking at once, until the answer comes from
 another process than the killed one. Nobody but the supervisor does anything about the death. Rival: a child of
 multiprocessing's fork server, whose parent does the supervisor's work: waits on the child's sentinel, starts another,
-and asks it. 10 kills a turn, one after another, after one that is not counted.
+and asks it. 5 kills a turn, one after another, after one that is not counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loom.errors import ActorDied
 @contextmanager
 def contest(quick: bool) -> Iterator[dict[str, Turn]]:
     """Everyone set up."""
-    count = 3 if quick else 10
+    count = 3 if quick else 5
 
     def turn(once: Callable[[], float]) -> list[float]:
         return [once() for _ in range(count + 1)][1:]

@@ -85,7 +85,7 @@ def warm_up() -> None:
 
 def end_all() -> None:
     """End the fork server and the resource tracker now; left alone they would end a moment after this process."""
-    for helper in (forkserver._forkserver, resource_tracker._resource_tracker):  # type: ignore[attr-defined]
+    for helper in (forkserver._forkserver, resource_tracker._resource_tracker):
         stop = getattr(helper, "_stop", None)
         if stop is not None:
             stop()

@@ -4,8 +4,8 @@
 it an empty call to the same actor. `tensor-copied`: an ordinary NumPy array as the argument, which Loom copies into
 shared memory and hands over; beside it `np.copyto` of the same array into memory that has been touched before, and
 multiprocessing.Pipe's `send_bytes` of it, with the first element as its answer. Every array's first element is new at
-every call and comes back. A turn of 200 calls without a copy and 10 with one, after 20 and 2 that are not counted; so
-the first filling of fresh shared memory (about ten times as slow) is in no figure.
+every call and comes back. A turn is 100 calls without a copy and 5 with one, after 10 and 1 that are not counted; so
+the first filling of fresh shared memory (many times as slow) is in no figure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ITEMS = 64 * 2**20 // 8
 @contextmanager
 def contest(quick: bool) -> Iterator[dict[str, Turn]]:
     """Everyone set up. /dev/shm has to have room for a few tensors."""
-    small, small_warm_up, big, big_warm_up = (20, 5, 2, 1) if quick else (200, 20, 10, 2)
+    small, small_warm_up, big, big_warm_up = (20, 5, 2, 1) if quick else (100, 10, 5, 1)
     with home("512MiB") as node, rival.peer(peers.first_of_pipe) as pipe:
         subject = node.spawn(Subject)
         source = np.ones(ITEMS)
@@ -50,7 +50,7 @@ def contest(quick: bool) -> Iterator[dict[str, Turn]]:
             return float(warm[0])
 
         def pipe_() -> float:
-            pipe.send_bytes(memoryview(source).cast("B"))
+            pipe.send_bytes(source.data.cast("B"))
             return float(pipe.recv())
 
         def copied() -> float:

@@ -39,6 +39,9 @@ HIGH_WATER_MARK = 4096
 OUTBOX = 100_000
 """Messages a coroutine may leave waiting for a slow actor before it is refused with MailboxFull."""
 
+LINGER_MS = 1000
+"""How long a closing connection may take to get rid of what was sent on it."""
+
 _NIL = b"\xc0"
 
 
@@ -57,7 +60,6 @@ class Channel:
         self._loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._pollers = threading.local()
         self._socket = links.context.socket(zmq.DEALER)
-        self._socket.set(zmq.LINGER, 1000)
         self._socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
         self._socket.set(zmq.RCVHWM, 0)  # as many replies as we asked for, as many items as we gave credit for
         self._socket.set(zmq.RECONNECT_IVL, 1)
@@ -300,12 +302,12 @@ class Channel:
 
     def _bury(self) -> None:
         """The process is gone: read its last words, then ask the node why, for those who still wait."""
-        orphans = self._shut(heir=self._links.node)
+        orphans = self._shut(heir=self._links.node, linger_ms=0)
         if orphans:
             self._links.lost(self, orphans)
         self._run_callbacks()
 
-    def _shut(self, heir: Channel) -> list[Reply]:
+    def _shut(self, heir: Channel, linger_ms: int) -> list[Reply]:
         """Close the socket. The replies that were pending are returned, and wait on `heir` from now on."""
         with self._lock:
             if self.dead:
@@ -325,12 +327,19 @@ class Channel:
                     loop.remove_reader(self._fd)
                     loop.remove_reader(pidfd)
                 os.close(pidfd)
-            self._socket.close()
+            self._socket.close(linger_ms)
             return orphans
 
     def loops(self) -> list[asyncio.AbstractEventLoop]:
         """The event loops that read this channel."""
         return [loop for loop in self._loops if not loop.is_closed()]
+
+    def abandon(self) -> None:
+        """Never use this again, and touch nothing of it: it belongs to the process that this one was forked from."""
+        self.dead = True
+        self._lock = threading.Lock()
+        self._pending.clear()
+        self._outbox.clear()
 
     def fail_all(self, replies: list[Reply], error: Callable[[Reply], LoomError]) -> None:
         """End each of `replies` with its own error."""
@@ -348,9 +357,9 @@ class Channel:
         if idle:
             self.close()
 
-    def close(self) -> None:
-        """Disconnect; messages already handed over are still sent. Pending replies end as ActorDied."""
-        orphans = self._shut(heir=self)
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        """Disconnect; messages handed over before get `linger_ms` to leave. Pending replies end as ActorDied."""
+        orphans = self._shut(heir=self, linger_ms=linger_ms)
         self.fail_all(orphans, lambda reply: ActorDied(f"the connection to {reply.what} was closed"))
 
 

@@ -37,6 +37,7 @@ from loom.arena import Arena
 from loom.errors import ActorImportError
 from loom.wire import codec, failures
 
+_libc = ctypes.CDLL(None)  # loaded here, in the zygote, for every actor
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 FAILED_START = 70
@@ -127,15 +128,14 @@ def _tie_to_node(node_pid: int, parent: int) -> None:
     """
     while os.getppid() == parent:
         os.sched_yield()
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != node_pid:
         os._exit(1)
 
 
 def _settle_in(order: Order) -> None:
     """Make this fork of the zygote a process of its own."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, f"loom:{order.name}"[:15].encode(), 0, 0, 0)
+    _libc.prctl(_PR_SET_NAME, f"loom:{order.name}"[:15].encode(), 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     random.seed()

@@ -20,10 +20,10 @@ import zmq
 from loom.actor import board as rows
 from loom.actor.address import Address
 from loom.actor.board import Board
-from loom.actor.channel import Channel
+from loom.actor.channel import LINGER_MS, Channel
 from loom.actor.reply import Reply
 from loom.actor.target import Target
-from loom.arena import Arena
+from loom.arena import Arena, forget
 from loom.errors import ActorDied, LoomError, NodeDown
 from loom.wire import codec, envelope
 from loom.wire.envelope import Envelope
@@ -62,6 +62,7 @@ class Links:
         self._local = threading.local()
         self._targets: dict[str, Target] = {}
         self._words = None if board is None else board.words
+        self._is_abandoned = False
         self.node = Channel(self, node)
         _by_endpoint[node.endpoint] = self
 
@@ -84,11 +85,15 @@ class Links:
         return target
 
     def is_current(self, address: Address) -> bool:
-        """Whether that incarnation is the one the node last knew of. Costs one read of shared memory."""
+        """Whether that incarnation is the one the node last knew of. Costs three reads of shared memory."""
         if self._words is None or address.row < 0:
             return True
         at = address.row * rows.WORDS
-        return self._words[at + rows.INCARNATION] == address.incarnation and self._words[at + rows.STATE] != rows.DOWN
+        return (
+            self._words[at + rows.INCARNATION] == address.incarnation
+            and self._words[at + rows.PID] == address.pid  # the row may have gone to another actor
+            and self._words[at + rows.STATE] != rows.DOWN
+        )
 
     def ask_node(self, verb: str, *args: Any, **kwargs: Any) -> Reply:
         """Call one of the node's own verbs."""
@@ -126,12 +131,33 @@ class Links:
         for loop in channel.loops():
             loop.call_soon_threadsafe(self.node.watch, loop)
 
-    def close(self) -> None:
-        """Close every channel and wait, at most a second, until what was sent is on its way."""
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        """Close every channel and wait, at most `linger_ms`, until what was sent is on its way."""
+        if self._is_abandoned:
+            return
         for target in self._targets.values():
-            target.close()
-        self.node.close()
+            target.close(linger_ms)
+        self.node.close(linger_ms)
         self.context.term()
+        forget(self.arena)
+
+
+    def abandon(self) -> None:
+        """After a fork, in the child: the sockets are the parent's, and every call through them ends as NodeDown."""
+        self._is_abandoned = True
+        self.why_down = lambda: "this connection belongs to the process that forked this one; call loom.connect() anew"
+        self.node.abandon()
+        for target in self._targets.values():
+            target.abandon()
+
+
+def _abandon_all() -> None:
+    for links in list(_by_endpoint.values()):
+        links.abandon()
+    _by_endpoint.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 class _Obituary(msgspec.Struct):

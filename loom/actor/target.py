@@ -19,7 +19,7 @@ from loom.actor.reply import Reply
 from loom.clock import monotonic
 from loom.errors import LoomError
 from loom.telemetry import log
-from loom.wire import codec, envelope
+from loom.wire import codec, envelope, frames
 from loom.wire.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class Target:
 
     def _look_up(self, header: Envelope, body: codec.Body, reply: Reply | None) -> None:
         """Queue the message and have the node say where to. A thread waits for that, a coroutine does not."""
-        if body.buffers:  # the caller may write to its arrays before this is sent
-            body = body._replace(buffers=[memoryview(buffer).tobytes() for buffer in body.buffers])
+        if body.buffers:
+            body = body._replace(buffers=[self._kept(buffer) for buffer in body.buffers])
         with self._lock:
             if self._channel is not None:
                 self._channel.retire()
@@ -101,6 +101,14 @@ class Target:
             self.links.node.watch(loop)
         else:
             self._wait_until_sent(lookup, reply)
+
+    def _kept(self, buffer: Any) -> Any:
+        """A buffer as it is now, whatever its owner does before it is sent: an arena array sealed, else a copy."""
+        view = memoryview(buffer)
+        if self.links.arena is None or not self.links.arena.holds(buffer):
+            return view.tobytes()
+        frames.seal(view.obj)
+        return buffer
 
     def _wait_until_sent(self, lookup: Reply, reply: Reply | None) -> None:
         """Read from the node until what waits here is sent, or the deadline of `reply` passes."""
@@ -141,7 +149,13 @@ class Target:
                 else:
                     log.warning("dead letter: %s.%s: %s", self.name, header.name, problem)
 
-    def close(self) -> None:
+    def close(self, linger_ms: int) -> None:
         """Disconnect."""
         if self._channel is not None:
-            self._channel.close()
+            self._channel.close(linger_ms)
+
+    def abandon(self) -> None:
+        """After a fork, in the child: see Channel.abandon."""
+        self._lock = threading.Lock()
+        if self._channel is not None:
+            self._channel.abandon()

@@ -2,7 +2,7 @@
 
 - `arena.py`    Arena: lease, send, accept, reap; one per process, opened after the fork
 - `tensor.py`   empty, share: NumPy arrays that live in the arena
-- `default.py`  use, current: the process's own arena
+- `default.py`  use, forget, current: the process's own arena
 - `stats.py`    ArenaStats, Participant: what an arena says about itself
 - `failure.py`  from the core's return codes to `loom.errors`
 
@@ -11,7 +11,7 @@ The layout, the ownership rules and the memory order are in native/include/loom_
 
 from loom._native import Block
 from loom.arena.arena import Arena, Reference, destroy_files
-from loom.arena.default import current, use
+from loom.arena.default import current, forget, use
 from loom.arena.stats import ArenaStats, Participant
 from loom.arena.tensor import empty, share
 
@@ -24,6 +24,7 @@ __all__ = [
     "current",
     "destroy_files",
     "empty",
+    "forget",
     "share",
     "use",
 ]

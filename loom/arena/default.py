@@ -5,13 +5,20 @@ from __future__ import annotations
 from loom.arena.arena import Arena
 from loom.errors import UsageError
 
-_current: Arena | None = None
+_used: list[Arena] = []
 
 
 def use(arena: Arena | None) -> None:
-    """Make `arena` the one that `current` returns; None forgets it."""
-    global _current
-    _current = arena
+    """Make `arena` the one that `current` returns; None forgets all of them."""
+    if arena is None:
+        _used.clear()
+    else:
+        _used.append(arena)
+
+
+def forget(arena: Arena | None) -> None:
+    """Use `arena` no longer, but the one that was in use before it. Does nothing when it is not in use."""
+    _used[:] = [one for one in _used if one is not arena]
 
 
 def current() -> Arena:
@@ -19,9 +26,9 @@ def current() -> Arena:
 
     Raises: UsageError (L1008) outside an actor and without a connection to a node.
     """
-    if _current is None:
+    if not _used:
         raise UsageError(
             "this process takes part in no arena: call this inside an actor, or after loom.Node() or loom.connect(), "
             "or pass arena="
         )
-    return _current
+    return _used[-1]

@@ -12,7 +12,6 @@ import os
 import select
 import subprocess
 import time
-import weakref
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +43,9 @@ from loom.supervise.spec import SupervisorSpec, check_name
 
 START_S = 60.0
 """How long a node may take to get ready, its actors' `__init__` included, before it is given up."""
+
+CLEAR_UP_S = 5.0
+"""How long a node that could not start may take to remove its files."""
 
 
 class Client:
@@ -147,9 +149,10 @@ class Node(Client):
         chosen = f"private-{cookie}" if name is None else name
         check_name("Node", "name", chosen)
         root = plan_of(supervisor, search_path())
+        arena_bytes = size_bytes(arena)
         reports, report_fd = os.pipe()
         os.set_inheritable(report_fd, True)
-        boot = Boot(chosen, cookie, size_bytes(arena), root, os.getpid(), report_fd)
+        boot = Boot(chosen, cookie, arena_bytes, root, os.getpid(), report_fd)
         boot_fd = memfd(boot)
         try:
             self._process = subprocess.Popen(
@@ -168,12 +171,12 @@ class Node(Client):
         self._reports = _Reports(reports)
         ready = self._reports.wait(START_S)
         if "ready" not in ready:
-            self._process.kill()
-            self._process.wait()
+            _end(self._process)
             self._reports.close()
             raise _start_error(ready)
         super().__init__(_links_to(str(ready["ready"])))
         self._links.why_down = self._reports.why_ended
+        self._owner = os.getpid()
         _open_nodes.add(self)
 
     @property
@@ -183,8 +186,8 @@ class Node(Client):
 
     def close(self) -> None:
         """Stop every actor in order, each in its shutdown time, then the node; returns when all is gone."""
-        if self not in _open_nodes:
-            return
+        if self not in _open_nodes or self._owner != os.getpid():
+            return  # closed before, or inherited over a fork: the node is the parent's
         _open_nodes.discard(self)
         try:
             if self._process.poll() is None:
@@ -194,11 +197,11 @@ class Node(Client):
                     pass
         finally:
             self._process.wait()
-            self._links.close()
+            self._links.close(linger_ms=0)
             self._reports.close()
 
 
-_open_nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+_open_nodes: set[Node] = set()
 
 
 @atexit.register
@@ -243,6 +246,15 @@ class _Reports:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a node that failed has removed its files and ended; kill it when that takes too long."""
+    try:
+        process.wait(CLEAR_UP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 _START_ERRORS: dict[str, type[LoomError]] = {

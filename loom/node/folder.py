@@ -3,7 +3,7 @@
     BASE/alpha.lock     held with flock by the node for as long as it lives; the kernel lets go when it dies
     BASE/alpha/facts    who the node is: pid, start time, boot, cookie, arena
     BASE/alpha/node     the node's own mailbox
-    BASE/alpha/3.1      the mailbox of row 3's first incarnation
+    BASE/alpha/3.17     the mailbox of row 3's present incarnation, the 17th that the node made
 
 BASE is $XDG_RUNTIME_DIR/loom, or /run/user/UID/loom, or /tmp/loom-UID. It and all below is ours alone (0700): whoever
 can reach a socket in it is the same user, which is what makes pickles acceptable there.
@@ -11,8 +11,8 @@ can reach a socket in it is the same user, which is what makes pickles acceptabl
 
 from __future__ import annotations
 
-import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +88,7 @@ class Folder:
                 f"{path}: a socket in it would have a path of more than {SOCKET_PATH_BYTES} bytes: "
                 "choose a shorter node name or XDG_RUNTIME_DIR"
             )
-        lock_fd = _lock(path)
+        lock_fd = sweep.lock(path)
         if lock_fd is None:
             raise NameTaken(f"a node named {name!r} is running: choose another name, or end it with 'loom-node stop'")
         _clear(path)
@@ -108,27 +108,7 @@ class Folder:
 
     def remove(self) -> None:
         """Remove the folder and let go of the name."""
-        sweep.remove_folder(self.path)
-        self.path.with_name(f"{self.path.name}.lock").unlink(missing_ok=True)
-        os.close(self._lock_fd)
-
-
-def _lock(path: Path) -> int | None:
-    """The lock of a node's folder, None when a living node has it."""
-    lock = path.with_name(f"{path.name}.lock")
-    while True:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        try:
-            if os.fstat(fd).st_ino == os.stat(lock).st_ino:
-                return fd
-        except FileNotFoundError:  # its last holder removed it as we took it
-            pass
-        os.close(fd)
+        sweep.remove_folder(self.path, self._lock_fd)
 
 
 def facts_of(path: Path) -> Facts | None:
@@ -178,12 +158,11 @@ def clear_remains() -> int:
         path = entry.with_suffix("") if entry.suffix == ".lock" else entry
         if not path.exists() and not entry.exists():
             continue
-        lock_fd = _lock(path)
+        lock_fd = sweep.lock(path)
         if lock_fd is None:
             continue
         cleared += _clear(path)
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-        os.close(lock_fd)
+        sweep.remove_folder(path, lock_fd)
     prefix = f"loom-{os.getuid()}-"
     cookies = {entry.name.removeprefix(prefix).split(".")[0] for entry in SHM.glob(f"{prefix}*")}
     for cookie in cookies:
@@ -202,5 +181,5 @@ def _clear(path: Path) -> int:
         log.warning("cleared away what the dead node %r had left (%d processes)", facts.name, killed)
     if not path.exists():
         return 0
-    sweep.remove_folder(path)
+    shutil.rmtree(path, ignore_errors=True)
     return 1

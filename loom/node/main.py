@@ -106,6 +106,9 @@ class NodeProcess:
         arena_name = f"loom-{os.getuid()}-{boot.cookie}"
         launcher: Launcher | None = None
         try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _interrupt)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # `loom-node up` blocks them
             clear_remains()
             folder = self._folder = Folder.take(boot.name)
             _check_room(boot.arena_bytes)
@@ -202,7 +205,7 @@ class NodeProcess:
             count = len(self._actors())
             self._report(ready=folder.endpoint, pid=os.getpid(), name=boot.name, actors=count)
             actors = "1 actor" if count == 1 else f"{count} actors"
-            self._say(f"{boot.name} is up: {folder.endpoint} ({actors}); Ctrl-C stops it")
+            self._say(f"{boot.name} is up: {folder.endpoint} ({actors}); Ctrl-C stops it, a second one kills it")
             _notify_systemd(self._notify, "READY=1")
             await ending
         _notify_systemd(self._notify, "STOPPING=1")
@@ -215,17 +218,21 @@ class NodeProcess:
         board.destroy()
         arena.destroy()
 
-    def stop(self, why: str, code: int = 0) -> None:
+    def stop(self, why: str) -> None:
         """Stop the tree in order and end. Does nothing when it is stopping already."""
         assert self._ended is not None
         if not self._ended.is_set():
-            self._why, self._code = why, code
+            self._why = why
+            self._say(f"{self.boot.name} is stopping: {why}")
             log.info("stopping: %s", why)
             self._ended.set()
 
     def _gave_up(self, root: Any, death: Any) -> None:
-        self._say(f"{NodeDown.code} {self.boot.name} ends: {death.text}", death.traceback)
-        self.stop(death.text, code=1)
+        assert self._ended is not None
+        if not self._ended.is_set():
+            self._why, self._code = death.text, 1
+            self._say(f"{NodeDown.code} {self.boot.name} ends: {death.text}", death.traceback)
+            self._ended.set()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Signals, and the program that this node belongs to."""
@@ -247,8 +254,6 @@ class NodeProcess:
         """The first stops the tree in order; the second kills everything, now."""
         self._signals += 1
         if self._signals == 1:
-            again = "; Ctrl-C again kills it" if name == "SIGINT" else ""
-            self._say(f"{self.boot.name} is stopping: received {name}{again}")
             self.stop(f"received {name}")
         else:
             self._why, self._code = f"killed: received {name} while it was stopping", 1
@@ -342,11 +347,7 @@ def main() -> None:
     os.close(fd)
     if boot.report_fd >= 0:
         os.set_inheritable(boot.report_fd, False)
-    node = NodeProcess(boot)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # `loom-node up` blocks them
-    sys.exit(node.run())
+    sys.exit(NodeProcess(boot).run())
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

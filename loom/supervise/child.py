@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from loom.supervise.launcher import Launcher
 from loom.supervise.policy import ChildState, State
 from loom.supervise.process import Death, Process
 from loom.supervise.spec import Restart, Shutdown
+
+_mailboxes = itertools.count(1)
+"""Numbers the mailboxes of this node: no endpoint is used twice, or a late message would find somebody else there."""
 
 REMEMBERED = 16
 """Deaths that are remembered for each child, for callers that ask how it died."""
@@ -116,7 +120,7 @@ class ActorChild(Child):
         order = msgspec.structs.replace(
             self._order,
             incarnation=self.incarnation,
-            endpoint=f"ipc://{site.folder}/{self.board_row}.{self.incarnation}",
+            endpoint=f"ipc://{site.folder}/{self.board_row}.{next(_mailboxes)}",
             row=self.board_row,
             node=site.address,
             arena=site.arena.name,

@@ -301,8 +301,9 @@ def show(value: object) -> str:
 
 def nearest(word: object, known: Iterable[str], otherwise: str) -> str:
     """The remedy for a misspelt word: "did you mean 'restart'?", or `otherwise` when nothing comes near."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6) if isinstance(word, str) else []
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6) if isinstance(word, str) else []
+    return f"did you mean {by_lower[near[0]]!r}?" if near else otherwise
 
 
 _short = reprlib.Repr()

@@ -7,6 +7,7 @@ Nodes within actors of other nodes carry both cookies.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -82,6 +83,28 @@ def remove_shared_memory(arena_name: str) -> None:
     (Path("/dev/shm") / f"{arena_name}.board").unlink(missing_ok=True)
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a dead node's sockets and their folder."""
+def lock(folder: Path) -> int | None:
+    """Hold the lock that belongs to a node's folder, a file beside it; None when a living node holds it.
+
+    Returns: a descriptor; the lock is held until it is closed, by whatever means.
+    """
+    path = folder.with_name(f"{folder.name}.lock")
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_ino == os.stat(path).st_ino:
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except FileNotFoundError:  # its last holder removed it as we took it
+            pass
+        os.close(fd)
+
+
+def remove_folder(folder: Path, lock_fd: int) -> None:
+    """Remove a node's sockets and their folder, then its lock, which is let go of."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+    os.close(lock_fd)

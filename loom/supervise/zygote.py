@@ -61,7 +61,9 @@ def main(requests_fd: int, folder: str, arena_name: str, cookie: str) -> NoRetur
             os.close(fd)
     sweep.kill_all(cookie)
     sweep.remove_shared_memory(arena_name)
-    sweep.remove_folder(Path(folder))
+    lock_fd = sweep.lock(Path(folder))
+    if lock_fd is not None:  # else a new node has the name already, and has cleared up
+        sweep.remove_folder(Path(folder), lock_fd)
     os._exit(0)
 
 

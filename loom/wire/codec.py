@@ -77,20 +77,23 @@ def _is_importable(name: str) -> bool:
     return True
 
 
+@functools.cache
 def _is_found(name: str) -> bool:
-    module, above = sys.modules[name], name.rpartition(".")[0]
-    file = getattr(module, "__file__", None)
+    file: str | None = getattr(sys.modules[name], "__file__", None)
+    parent = name.rpartition(".")[0]
     where = None
-    if above:
-        if above not in sys.modules or not _is_found(above):
+    if parent:
+        if parent not in sys.modules or not _is_found(parent):
             return False
-        where = getattr(sys.modules[above], "__path__", None)
-        if where is None:
-            return True  # its parent is no package, and makes it: os.path, some extension modules
+        where = getattr(sys.modules[parent], "__path__", None)
+        if where is None:  # a module within a module: its parent's code makes it, as os makes os.path
+            return True
     spec = _find(name, where)
     if spec is None:
-        return bool(above) and file is None  # made by its package's own code
-    return file is None or not spec.has_location or spec.origin == file or os.path.realpath(spec.origin or "") == os.path.realpath(file)
+        return bool(parent) and file is None  # likewise
+    if file is None or not spec.has_location or spec.origin is None:
+        return True
+    return os.path.realpath(spec.origin) == os.path.realpath(file)
 
 
 def _find(name: str, where: Any) -> importlib.machinery.ModuleSpec | None:
@@ -167,30 +170,33 @@ def _neutral(obj: Any, buffers: list[Any]) -> Any:
 
 
 def _description(dtype: Any) -> Any:
-    """A dtype as .npy files have it: "<f8", or a list of [name, dtype] for records, padding included."""
+    """A dtype as .npy files have it: "<f8", or for records a list of [name, dtype, shape], padding included."""
+    if dtype.names is None:
+        return dtype.str
     from numpy.lib.format import dtype_to_descr
 
-    return dtype.str if dtype.names is None else dtype_to_descr(dtype)
+    return dtype_to_descr(dtype)
 
 
 def _dtype(description: Any) -> Any:
     """The inverse of `_description`. Raises: ValueError, TypeError, SyntaxError."""
     import numpy
-    from numpy.lib.format import descr_to_dtype
 
     if isinstance(description, str):
         return numpy.dtype(description)
+    from numpy.lib.format import descr_to_dtype
+
     return descr_to_dtype(_tuples(description))
 
 
 def _tuples(description: Any) -> Any:
-    """Fields are tuples to NumPy; MessagePack has lists only."""
+    """The fields of a record as tuples, which NumPy insists on and MessagePack has not."""
     if not isinstance(description, list):
         raise TypeError(f"dtype: expected a string or a list of fields, got {description!r}")
-    fields = []
-    for name, below, *shape in description:
-        fields.append((name, below if isinstance(below, str) else _tuples(below), *map(tuple, shape)))
-    return fields
+    return [
+        (name, below if isinstance(below, str) else _tuples(below), *map(tuple, shape))
+        for name, below, *shape in description
+    ]
 
 
 _plain_encoder = msgspec.msgpack.Encoder()
@@ -270,7 +276,7 @@ def _pickle(value: Any, what: str) -> Body:
     try:
         _Pickler(out, protocol=5, buffer_callback=keep).dump(value)
         return Body(PICKLE, out.getvalue(), buffers)
-    except _ByValue:
+    except (_ByValue, pickle.PicklingError):  # not found under its name: a decorated function, an enum made by a call
         buffers.clear()
         return Body(PICKLE, dumps_by_value(value, keep, what), buffers)
     except Exception as error:  # any __reduce__ may raise anything
@@ -286,7 +292,7 @@ def dumps_order(cls: type | None, args: tuple[Any, ...], kwargs: dict[str, Any])
     try:
         _Pickler(out, protocol=5).dump((cls, args, kwargs))
         return out.getvalue()
-    except _ByValue:
+    except (_ByValue, pickle.PicklingError):
         return dumps_by_value((cls, args, kwargs), None, "the actor's class or arguments")
     except Exception as error:
         raise NotSendable(f"the actor's class or arguments cannot be sent: {type(error).__name__}: {error}") from error

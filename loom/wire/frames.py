@@ -41,7 +41,7 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
                 reference, copied = arena.send(buffer, receiver)
                 places.append(reference)
                 if not copied:
-                    _seal(view.obj)
+                    seal(view.obj)
             else:
                 if arena is not None:
                     arena.count_copied(view.nbytes)
@@ -107,7 +107,7 @@ def discard(envelope: Envelope, arena: Arena | None) -> None:
                 continue
 
 
-def _seal(owner: Any) -> None:
+def seal(owner: Any) -> None:
     """Make an arena array read-only for its sender, up to the array that owns the memory."""
     while owner is not None and hasattr(owner, "flags"):
         owner.flags.writeable = False

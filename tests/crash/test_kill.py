@@ -352,21 +352,19 @@ def test_the_next_start_clears_what_a_dead_node_left(until: Any) -> None:
     orphan = worker.child(True).result(timeout_s=10)
     children = [int(one) for one in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()]
     (zygote,) = (one for one in children if one != pid)
-    arena = node.stats().arena.budget_bytes
-    assert arena
+    arena = loom.arena.current().name
     folder = Path(node.endpoint.removeprefix("ipc://")).parent
     os.kill(zygote, signal.SIGKILL)
     os.kill(node.pid, signal.SIGKILL)
     assert until(lambda: not is_alive(node.pid) and not is_alive(pid))
     assert is_alive(orphan)
     assert folder.exists()
-    left = {path.name for path in Path("/dev/shm").glob("loom-*")}
-    assert left
+    assert list(Path("/dev/shm").glob(f"{arena}*"))
     node.close()
     with loom.Node("alpha") as again:
         assert again.spawn(Worker).echo(1).result(timeout_s=10) == 1
         assert not is_alive(orphan)
-        assert not left & {path.name for path in Path("/dev/shm").glob("loom-*")}
+        assert not list(Path("/dev/shm").glob(f"{arena}*"))
 
 
 def test_a_program_that_forgets_to_close_leaves_nothing(until: Any) -> None:

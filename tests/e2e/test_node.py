@@ -417,3 +417,23 @@ def test_a_bad_arena_is_refused() -> None:
         loom.Node(arena="lots")
     with pytest.raises(loom.errors.ArenaFull, match="/dev/shm has"):
         loom.Node(arena=2**60)
+
+
+def test_a_forked_program_leaves_its_parents_node_alone(node: loom.Node) -> None:
+    counter = node.spawn(Counter)
+    assert counter.add(1).result(timeout_s=10) == 1
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            counter.add(1).result(timeout_s=10)
+        except loom.errors.NodeDown as error:
+            code = 0 if "loom.connect" in str(error) else 2
+        except BaseException:
+            code = 3
+        finally:
+            node.close()
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert counter.add(1).result(timeout_s=10) == 2

@@ -156,5 +156,5 @@ def _compiled(numba: Any, signature: Any, function: Callable[..., None]) -> Call
     """`function`, compiled, from the cache on disk if that can be used."""
     try:
         return numba.njit(signature, cache=True, nogil=True)(function)  # type: ignore[no-any-return]
-    except Exception:  # noqa: BLE001 - the cache cannot be written, is full or damaged; a compile error comes again
+    except Exception:  # the cache cannot be written, is full or damaged; a compile error comes again
         return numba.njit(signature, nogil=True)(function)  # type: ignore[no-any-return]

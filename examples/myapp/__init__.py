@@ -1,0 +1,1 @@
+"""The actors that examples/index.toml names."""
