@@ -3,9 +3,11 @@
 `tensor-shared`: the array lives in the arena already (`loom.arena.share`, once), and only a reference travels; beside
 it an empty call to the same actor. `tensor-copied`: an ordinary NumPy array as the argument, which Loom copies into
 shared memory and hands over; beside it `np.copyto` of the same array into memory that has been touched before, and
-multiprocessing.Pipe's `send_bytes` of it, with the first element as its answer. Every array's first element is new at
-every call and comes back. A turn is 100 calls without a copy and 5 with one, after 10 and 1 that are not counted; so
-the first filling of fresh shared memory (many times as slow) is in no figure.
+multiprocessing.Pipe's `send_bytes` of it, with the first element as its answer. The ordinary array's first element is
+new at every call and comes back. A turn is 100 calls without a copy and 5 with one, after 10 and 1 that are not
+counted. The first filling of fresh shared memory, many times as slow, falls to the warm-up; only when the actor has not
+let go of the last array yet as the next is sent does another block have to be filled, and such a call stands in the
+p99.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import loom
 
@@ -14,6 +15,9 @@ class Counter(loom.Actor):
         self.count += by
         return self.count
 
+    def nap(self, seconds):
+        time.sleep(seconds)
+
     def pid(self):
         return os.getpid()
 
@@ -22,9 +26,11 @@ if __name__ == "__main__":
     with loom.Node() as node:
         counter = node.spawn(Counter, 40, name="counter")
         print(counter.add(2).result(timeout_s=5))  # 42, from another process
-        os.kill(counter.pid().result(), signal.SIGKILL)
+        pid = counter.pid().result(timeout_s=5)
+        nap = counter.nap(60)
+        os.kill(pid, signal.SIGKILL)
         try:
-            counter.add(1).result(timeout_s=5)
+            nap.result(timeout_s=5)
         except loom.errors.ActorDied as error:
             print(error)  # ... killed by SIGKILL
         print(counter.add(1).result(timeout_s=5))  # 41: a new process, made as the first was

@@ -50,7 +50,7 @@ class Remains(NamedTuple):
             *(f"process {one}" for one in sorted(self.processes - before.processes)),
             *(f"shared memory {one}" for one in sorted(self.shared_memory - before.shared_memory)),
             *(f"file {one}" for one in sorted(self.files - before.files)),
-            *(f"{count} x descriptor of kind {kind}" for kind, count in (self.descriptors - before.descriptors).items()),
+            *(f"{count} x {kind} descriptor" for kind, count in (self.descriptors - before.descriptors).items()),
         ]
 
 

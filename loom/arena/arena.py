@@ -152,8 +152,9 @@ class Arena:
     def reap(self, participant: int, revoke: bool = True) -> int:
         """Node only: undo what a dead participant left: its holds, references, segments, and its slot.
 
-        With revoke=False its references in flight stay valid for their receivers, and while any is left so does the
-        rest; call again. A participant whose process lives is left alone: the slot has a new user. Repeating is safe.
+        With revoke=False its references in flight stay valid for their receivers, and while any is left so do its slot
+        and the blocks they refer to; call again, or let `sweep` do it. A participant whose process lives is left
+        alone: the slot has a new user. Repeating a reap is safe.
         Returns: references still in flight, always 0 with revoke=True.
         """
         try:

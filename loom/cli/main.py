@@ -27,6 +27,7 @@ exit codes:
   1    what was asked for failed
   2    the command line or the config file is wrong; nothing was asked for
   130  Ctrl-C
+  141  whoever read the output has gone
 """
 
 

@@ -59,24 +59,10 @@ def as_json(value: Any, *, full: bool = False) -> str:
 
     try:
         return msgspec.json.encode(value, enc_hook=hook).decode()
-    except (TypeError, ValueError, RecursionError):  # a key that is no string, a number beyond 64 bits
-        return json.dumps(_plain(value, hook), ensure_ascii=False)
-
-
-def _plain(value: Any, hook: Any, depth: int = 0) -> Any:
-    """A value without what msgspec's encoder refuses. Below 64 levels, text."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if depth >= 64:
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item, hook, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item, hook, depth + 1) for item in value]
-    try:
-        return msgspec.json.decode(msgspec.json.encode(value, enc_hook=hook))
-    except (TypeError, ValueError, RecursionError):
-        return str(value)
+    except UnicodeEncodeError:  # half a surrogate pair, as in file names that are not UTF-8
+        return json.dumps(value, default=hook)
+    except RecursionError:
+        return json.dumps(f"a {type(value).__name__} nested too deeply to be printed")
 
 
 def as_text(value: Any, *, full: bool = False) -> str | None:

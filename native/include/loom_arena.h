@@ -92,8 +92,8 @@
  * Death
  *   The node calls loom_arena_reap for a dead participant. Tokens addressed to it are revoked, its own are revoked
  *   (or, within a grace period that the caller decides on, left for their receivers); then its bit is cleared in
- *   every block, its segments are orphaned or removed, and its slot is freed, in this order. Every step can be
- *   repeated after a kill.
+ *   every block without such a token, its segments are orphaned or removed, and when no token is left its slot is
+ *   freed, in this order. Every step can be repeated after a kill.
  *   When the node itself dies the arena is dead: loom_arena_destroy_files removes what it left, by name.
  *
  * Fork
@@ -453,9 +453,9 @@ int loom_arena_collect(loom_arena *arena);
 /* Collect, then give back every wholly free own segment. `bytes`: data bytes given back. OK, E_FORKED, E_CLOSED. */
 int loom_arena_trim(loom_arena *arena, uint64_t *bytes);
 
-/* Node only. Undo what a dead (or CLOSED) participant left. `revoke` 0: its references in flight stay valid, and
- * while any is left (`in_flight`) so does its bit; call again. Repeating it, after a kill too, is safe.
- * OK, E_USAGE (not the node; the node's own row), E_ALIVE, E_FORKED, E_CLOSED, E_OS, E_MEMORY. */
+/* Node only. Undo what a dead (or CLOSED) participant left. `revoke` 0: its references in flight stay valid, and while
+ * any is left (`in_flight`) so do its slot and the blocks they refer to; call again. Repeating it, after a kill too,
+ * is safe. OK, E_USAGE (not the node; the node's own row), E_ALIVE, E_FORKED, E_CLOSED, E_OS, E_MEMORY. */
 int loom_arena_reap(loom_arena *arena, uint32_t participant, int revoke, uint64_t *in_flight);
 
 /* Node only. Reap every participant that is dead, CLOSED or half reaped, revoking nothing, and remove orphaned

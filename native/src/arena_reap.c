@@ -31,8 +31,16 @@ int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant) {
     return LOOM_OK;
 }
 
-/* Revoke or count the references that a dead participant left in flight; free its other tokens. */
-static int own_tokens(loom_arena *arena, uint32_t participant, bool revoke, uint64_t *in_flight) {
+/* What a dead participant's references in flight still need. */
+struct flight {
+    uint32_t count;
+    struct {
+        uint32_t segment, block;
+    } blocks[LOOM_TOKENS];
+};
+
+/* Revoke or list the references that a dead participant left in flight; free its other tokens. */
+static int own_tokens(loom_arena *arena, uint32_t participant, bool revoke, struct flight *flight) {
     uint32_t count = loom_tokens_reserved(arena, participant);
     int code = loom_tokens_ready_locked(arena, participant, count);
     if (code) return code;
@@ -41,7 +49,8 @@ static int own_tokens(loom_arena *arena, uint32_t participant, bool revoke, uint
         uint64_t word = atomic_load_explicit(&token->word, memory_order_acquire);
         if (loom_word_state(word) == LOOM_TOKEN_INFLIGHT) {
             if (!revoke) {
-                ++*in_flight;
+                flight->blocks[flight->count].segment = atomic_load_explicit(&token->segment, memory_order_relaxed);
+                flight->blocks[flight->count++].block = atomic_load_explicit(&token->block, memory_order_relaxed);
                 continue;
             }
             token_revoke(token, word); /* or it was accepted this moment: resolved either way */
@@ -60,7 +69,13 @@ static uint32_t blocks_used(const struct map *map) {
 /* A segment that cannot be mapped because it is gone or damaged holds nothing that could be released. */
 static bool nothing_there(int code) { return code == LOOM_E_STALE || code == LOOM_E_CORRUPT || code == LOOM_E_DENIED; }
 
-static int clear_bits(loom_arena *arena, uint32_t participant) {
+static bool flies(const struct flight *flight, uint32_t segment, uint32_t block) {
+    for (uint32_t i = 0; i < flight->count; i++)
+        if (flight->blocks[i].segment == segment && flight->blocks[i].block == block) return true;
+    return false;
+}
+
+static int clear_bits(loom_arena *arena, uint32_t participant, const struct flight *flight) {
     uint64_t bit = UINT64_C(1) << participant % 64;
     for (uint32_t i = 0; i < LOOM_SEGMENTS; i++) {
         uint32_t state = loom_word_state(atomic_load_explicit(&arena->entries[i].word, memory_order_acquire));
@@ -71,8 +86,8 @@ static int clear_bits(loom_arena *arena, uint32_t participant) {
         if (code) return code;
         for (uint32_t block = 0, used = blocks_used(map); block < used; block++) {
             struct loom_block *shared = &map->descriptors[block];
-            if (atomic_load_explicit(&shared->holders[participant / 64], memory_order_relaxed) & bit)
-                loom_bit_clear(shared, participant);
+            bool held = atomic_load_explicit(&shared->holders[participant / 64], memory_order_relaxed) & bit;
+            if (held && !flies(flight, i, block)) loom_bit_clear(shared, participant);
         }
     }
     return LOOM_OK;
@@ -133,14 +148,17 @@ static int reap_locked(loom_arena *arena, uint32_t participant, bool revoke, uin
     LOOM_STEP(REAP_MARKED);
     int code = loom_revoke_addressed_locked(arena, participant);
     LOOM_STEP(REAP_ADDRESSED);
-    if (!code) code = own_tokens(arena, participant, revoke, in_flight);
+    struct flight flight;
+    flight.count = 0;
+    if (!code) code = own_tokens(arena, participant, revoke, &flight);
     LOOM_STEP(REAP_TOKENS);
-    if (code || *in_flight) return code;
-    code = clear_bits(arena, participant);
+    if (!code) code = clear_bits(arena, participant, &flight);
     if (code) return code;
     LOOM_STEP(REAP_BITS);
     orphan_segments(arena, participant);
     LOOM_STEP(REAP_SEGMENTS);
+    *in_flight = flight.count;
+    if (flight.count) return LOOM_OK; /* the slot stays, for the bits and tokens that do */
     loom_slot_free(arena, participant);
     LOOM_STEP(REAP_FREED);
     return LOOM_OK;
@@ -160,7 +178,7 @@ int loom_arena_reap(loom_arena *arena, uint32_t participant, int revoke, uint64_
     code = LOOM_E_USAGE;
     if (participant != LOOM_NODE && participant < LOOM_PARTICIPANTS)
         code = reap_locked(arena, participant, revoke, in_flight);
-    if (!code && !*in_flight) code = remove_orphans(arena);
+    if (!code) code = remove_orphans(arena);
     loom_leave(arena);
     return code;
 }

@@ -39,6 +39,8 @@ class Note(loom.Actor):
             file.write(f"{self.ctx.name} {reason}\\n")
     def environ(self, name):
         return os.environ.get(name)
+    def say(self, text):
+        print(text)
 
 class Stuck(Note):
     """Writes its name as it begins to stop, and never ends."""
@@ -370,9 +372,10 @@ def test_up_becomes_the_node_and_says_when_it_is_ready(shell: Shell) -> None:
     endpoint = f"ipc://{shell.runtime}/loom/other/node"
     assert ready == {"ready": endpoint, "pid": node.process.pid, "name": "other", "actors": 3}
     assert shell.json("ps", "--node", endpoint)["pid"] == node.process.pid
+    assert shell.json("call", "first.say", "hello") is None
     node.ctrl_c()
     assert node.wait() == 0
-    assert [json.loads(line) for line in node.out.splitlines()[1:]] == [{"exit": "received SIGINT", "code": 0}]
+    assert node.out.splitlines()[1:] == ["hello", '{"exit": "received SIGINT", "code": 0}']
     assert "loom-node: " not in node.err
 
 
@@ -696,6 +699,7 @@ def test_arguments_are_json_or_strings() -> None:
         ({(1, 2): {3}}, '{"(1, 2)":[3]}'),
         (2**70, "1180591620717411303424"),
         (1 + 2j, '"(1+2j)"'),
+        ({"name": "\udcff"}, '{"name": "\\udcff"}'),
         (np.zeros((200, 100), dtype=np.uint8), '{"dtype":"uint8","shape":[200,100],"bytes":20000}'),
     ],
 )
@@ -718,3 +722,9 @@ def test_values_as_text() -> None:
     assert as_text(True) == "true"
     assert as_text({"a": [1, 2]}) == '{"a":[1,2]}'
     assert as_text({"a": "x" * 200}) == json.dumps({"a": "x" * 200}, indent=2)
+
+
+def test_a_value_without_a_bottom_is_text() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    assert as_json(endless) == '"a list nested too deeply to be printed"'

@@ -427,15 +427,15 @@ def test_threads_share_a_handle_that_one_of_them_closes(node: Arena) -> None:
     arena = Arena.attach(node.name)
 
     def work() -> None:
-        held = []
-        try:
-            while True:
-                held.append(arena.lease(3 * MIB, timeout_s=0))
+        while True:
+            try:
+                held = [arena.lease(3 * MIB, timeout_s=0) for _ in range(3)]
                 arena.trim()
-                if len(held) > 3:
-                    held.clear()
-        except UsageError:
-            pass
+                del held
+            except ArenaFull:
+                pass
+            except UsageError:
+                return
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
