@@ -23,12 +23,14 @@ class Backlog(Generic[T]):
         self._above: list[tuple[int, int, T]] = []
         self._below: list[tuple[int, int, T]] = []
         self._arrivals = 0
+        self._depth = 0
 
     def __len__(self) -> int:
-        return len(self._normal) + len(self._above) + len(self._below)
+        return self._depth
 
     def push(self, item: T, priority: int = DEFAULT_PRIORITY) -> None:
         """Put one message in."""
+        self._depth += 1
         if priority == DEFAULT_PRIORITY:
             self._normal.append(item)
             return
@@ -39,7 +41,10 @@ class Backlog(Generic[T]):
     def pop(self) -> T:
         """Take out the next message. Raises: IndexError when there is none."""
         if self._above:
-            return heapq.heappop(self._above)[2]
-        if self._normal:
-            return self._normal.popleft()
-        return heapq.heappop(self._below)[2]
+            item = heapq.heappop(self._above)[2]
+        elif self._normal:
+            item = self._normal.popleft()
+        else:
+            item = heapq.heappop(self._below)[2]
+        self._depth -= 1
+        return item

@@ -25,7 +25,7 @@ from loom.actor import sockets
 from loom.actor.address import Address, open_pidfd
 from loom.actor.reply import Reply
 from loom.clock import monotonic, wall
-from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, ProtocolError
+from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
@@ -89,7 +89,8 @@ class Channel:
                     reply.channel = self
                     self._pending[header.id] = reply
                 self._send(parts)
-                self._drain()
+                if len(self._pending) > 1 or self._loops:  # somebody may be waiting for the edge this swallowed
+                    self._drain()
         if refused:
             frames.recall(header.buffers, self._arena)
             if reply is None:
@@ -97,6 +98,8 @@ class Channel:
             reply.channel = self._links.node
             self._links.lost(self, [reply])
             return
+        if header.buffers:
+            self._links.collect_soon()
         if self._callbacks:
             self._run_callbacks()
         if self._outbox:
@@ -171,7 +174,7 @@ class Channel:
                 self._run_callbacks()  # these may settle this very reply, so it is looked at after them
             with self._lock:
                 if reply.is_done or reply.has_items or reply.channel is not self:
-                    return True
+                    break
                 reply.wakers = (*reply.wakers, waker)
             timeout_s = None if until is None else until - monotonic()
             if timeout_s is None or timeout_s > 0:
@@ -180,6 +183,9 @@ class Channel:
                 reply.wakers = tuple(fd for fd in reply.wakers if fd != waker)
             if timeout_s is not None and timeout_s <= 0:
                 return False
+        if self._links.has_sent:
+            self._links.collect()
+        return True
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have `loop` read this channel from now on."""
@@ -223,11 +229,13 @@ class Channel:
                 self._bury()
 
     def _drain(self) -> None:
-        """Lock held: read all there is, then send what waits."""
+        """Lock held: read all there is that anybody waits for, then send what waits."""
         while True:
             parts = sockets.receive(self._socket)
             if parts is not None:
                 self._receive(parts)
+                if not self._pending and not self._outbox:
+                    return
             elif self._outbox:
                 try:
                     sockets.send(self._socket, self._outbox[0])
@@ -249,10 +257,9 @@ class Channel:
             frames.discard(header, self._arena)
             return
         try:
-            if len(parts) < 2:
-                raise ProtocolError("message has no body frame")
-            buffers = frames.unpack(header, parts[2:], self._arena)
-            value = codec.decode_value(header.encoding, parts[1], buffers)
+            body, extra = frames.split(header, parts[1:])
+            buffers = frames.unpack(header, extra, self._arena) if header.buffers or extra else ()
+            value = codec.decode_value(header.encoding, body, buffers)
         except LoomError as error:
             reply.fail(error)
         else:

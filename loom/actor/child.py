@@ -177,7 +177,7 @@ def _live(order: Order, control: Control) -> int:
         control.send({"failed": text, "brief": brief})
         return FAILED_START
     receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
-    receiver.on_exit = life.exit
+    receiver.answers.on_exit = life.exit
     receiver.start(loop)
     control.send({"started": True})
     control.socket.setblocking(False)

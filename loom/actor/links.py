@@ -6,6 +6,7 @@ this process has called. A client has one; an actor's process has one; nothing h
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import secrets
@@ -20,16 +21,20 @@ import zmq
 from loom.actor import board as rows
 from loom.actor.address import Address
 from loom.actor.board import Board
-from loom.actor.channel import LINGER_MS, Channel
+from loom.actor.channel import LINGER_MS, Channel, running_loop
 from loom.actor.reply import Reply
 from loom.actor.target import Target
 from loom.arena import Arena, forget
+from loom.clock import monotonic
 from loom.errors import ActorDied, LoomError, NodeDown
 from loom.wire import codec, envelope
 from loom.wire.envelope import Envelope
 
 _by_endpoint: weakref.WeakValueDictionary[str, Links] = weakref.WeakValueDictionary()
 _factory: list[Callable[[str], Links]] = []
+
+COLLECT_EVERY_S = 1.0
+COLLECT_FOR_S = 60.0
 
 
 class _Waker:
@@ -63,12 +68,39 @@ class Links:
         self._targets: dict[str, Target] = {}
         self._words = None if board is None else board.words
         self._is_abandoned = False
+        self._is_collecting = False
+        self._collect_until = 0.0
+        self.has_sent = False
         self.node = Channel(self, node)
         _by_endpoint[node.endpoint] = self
 
     def next_id(self) -> int:
         """A message id that is unique among those of this process and, nearly, of the node."""
         return self._id_base + next(self._counter)
+
+    def collect_soon(self) -> None:
+        """References were sent: the blocks behind them are free once their receivers let go and we have looked.
+
+        An event loop looks once a second for a while; a thread looks when it has its next reply.
+        """
+        self.has_sent = True
+        self._collect_until = monotonic() + COLLECT_FOR_S
+        loop = running_loop()
+        if loop is not None and not self._is_collecting:
+            self._is_collecting = True
+            loop.call_later(COLLECT_EVERY_S, self._collect_again, loop)
+
+    def _collect_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_collecting = monotonic() < self._collect_until and not self._is_abandoned
+        if self._is_collecting:
+            self.collect()
+            loop.call_later(COLLECT_EVERY_S, self._collect_again, loop)
+
+    def collect(self) -> None:
+        """Take back what the receivers of our references have let go of."""
+        self.has_sent = False
+        if self.arena is not None and not self.context.closed:
+            self.arena.collect()
 
     def waker(self) -> int:
         """This thread's eventfd; other threads write to it to end this one's sleep."""
@@ -140,7 +172,6 @@ class Links:
         self.node.close(linger_ms)
         self.context.term()
         forget(self.arena)
-
 
     def abandon(self) -> None:
         """After a fork, in the child: the sockets are the parent's, and every call through them ends as NodeDown."""

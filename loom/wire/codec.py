@@ -194,7 +194,11 @@ def _tuples(description: Any) -> Any:
     if not isinstance(description, list):
         raise TypeError(f"dtype: expected a string or a list of fields, got {description!r}")
     return [
-        (name, below if isinstance(below, str) else _tuples(below), *map(tuple, shape))
+        (
+            name if isinstance(name, str) else tuple(name),  # [title, name]
+            below if isinstance(below, str) else _tuples(below),
+            *map(tuple, shape),
+        )
         for name, below, *shape in description
     ]
 

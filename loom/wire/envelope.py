@@ -34,6 +34,9 @@ _Priority = Annotated[int, msgspec.Meta(ge=0, le=100)]
 _Participant = Annotated[int, msgspec.Meta(ge=-1)]
 
 
+_ABSENT = msgspec.Raw()
+
+
 class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     """One message's header. Times are seconds; `deadline` is on CLOCK_MONOTONIC, `timestamp` on the wall clock."""
 
@@ -60,6 +63,7 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     participant: _Participant = -1
     credit: _Count = 0
     buffers: tuple[tuple[int, ...] | None, ...] = ()
+    body: msgspec.Raw = _ABSENT
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,4 +1,6 @@
-"""Messages <-> ZeroMQ frames: header, body, then the bulk buffers that do not go by reference.
+"""Messages <-> ZeroMQ frames: the header, then the bulk buffers that do not go by reference.
+
+A small body is part of the header, so that most messages are one frame; a larger one is the second frame.
 
 Where a buffer rides is said in the header's `buffers`, one entry each: nil for the next frame, or an arena reference.
 References are made only for a receiver that told its arena participant number, which is to say: on this node.
@@ -9,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from loom.errors import ProtocolError
 from loom.wire.codec import Body
-from loom.wire.envelope import Envelope, encode
+from loom.wire.envelope import MSGPACK, PICKLE, Envelope, encode
 
 if TYPE_CHECKING:
     from loom.arena import Arena
@@ -19,18 +23,31 @@ if TYPE_CHECKING:
 ARENA_BYTES = 32 * 1024
 """Buffers of this size and more go through the arena: below it two small copies beat the bookkeeping (bench/arena)."""
 
+INLINE_BODY_BYTES = 4096
+"""Bodies up to this size ride in the header: beyond it one more frame is cheaper than one more copy."""
+
+encode_bytes = msgspec.msgpack.Encoder().encode
+decode_bytes = msgspec.msgpack.Decoder(bytes).decode
+
 
 def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> list[Any]:
-    """Frames of one message; sets `envelope.encoding` and `envelope.buffers`.
+    """Frames of one message; sets `encoding`, `body` and `buffers` of the envelope.
 
     `receiver`: the peer's arena participant, -1 when it has none. An array that lives in the arena is sealed by this:
     it turns read-only for its sender too.
     Raises: ArenaFull (L3003) when a buffer finds no room.
     """
     envelope.encoding = body.encoding
+    frames: list[Any] = [b""]
+    if len(body.data) > INLINE_BODY_BYTES:
+        frames.append(body.data)
+    elif body.encoding == MSGPACK:
+        envelope.body = msgspec.Raw(body.data)
+    else:
+        envelope.body = msgspec.Raw(encode_bytes(body.data))
     if not body.buffers:
-        return [encode(envelope), body.data]
-    frames: list[Any] = [b"", body.data]
+        frames[0] = encode(envelope)
+        return frames
     places: list[tuple[int, ...] | None] = []
     by_reference = arena is not None and receiver >= 0
     try:
@@ -56,6 +73,24 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
     return frames
 
 
+def split(envelope: Envelope, frames: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """Body and buffer frames of a received message; `frames` are those after the header.
+
+    Raises: ProtocolError (L2006) when there is no body, or a pickle is not carried as bytes.
+    """
+    body = envelope.body
+    if not body:
+        if not frames:
+            raise ProtocolError("message has no body: expected `$.body` in the header, or a second frame")
+        return frames[0], frames[1:]
+    if envelope.encoding != PICKLE:
+        return body, frames
+    try:
+        return decode_bytes(body), frames
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"body is not a pickle: {error} (at `$.body`)") from None
+
+
 def recall(places: Sequence[tuple[int, ...] | None], arena: Arena | None) -> None:
     """Take back the references of a message that was never handed over."""
     if arena is not None:
@@ -65,7 +100,7 @@ def recall(places: Sequence[tuple[int, ...] | None], arena: Arena | None) -> Non
 
 
 def unpack(envelope: Envelope, frames: Sequence[Any], arena: Arena | None) -> list[Any]:
-    """The buffers of a received message, in order; `frames` are those after the body.
+    """The buffers of a received message, in order; `frames` are those of the buffers.
 
     References are accepted here: from now on this process holds the blocks, or, after an error, none of them.
     Raises: ProtocolError (L2006) when header and frames disagree; StaleReference (L2009).

@@ -91,7 +91,8 @@ def test_every_file_is_somebodys_work(plain: job.Result) -> None:
     for kind in KINDS:
         shares = [share for share in plain.shares if share.name.partition(".")[0] == kind]
         assert sum(share.files for share in shares) == len(plain.pairs)
-        assert all(share.messages > 0 and share.busy_s > 0 and share.restarts == 0 for share in shares)
+        assert all(share.messages > 0 and share.busy_s > 0 for share in shares if share.files)
+        assert all(share.restarts == 0 for share in shares)
     assert plain.cpu_seconds > sum(share.busy_s for share in plain.shares)
     assert plain.bytes_shared > plain.text_bytes > 0
 

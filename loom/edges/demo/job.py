@@ -44,6 +44,8 @@ _CHUNK_BYTES: Final = 8 * _MIB
 _LEAST_CHUNK_BYTES: Final = 256 * 1024
 _CHUNK_FILES: Final = 2000
 _BLOCK_FILES: Final = 1000
+_FEW_BYTES: Final = 8 * _MIB
+"""Files of so few bytes are compared by one scorer, in less time than another takes to load its kernels."""
 _LEAST_ARENA_BYTES: Final = 256 * _MIB
 _LEAST_ROOM_BYTES: Final = 32 * _MIB
 _SETTLE_S: Final = 5.0
@@ -215,6 +217,7 @@ class _Job:
         self._corpus = corpus
         self._workers = workers
         self._max_file_bytes = max_file_bytes
+        self._is_small = sum(corpus.sizes) < _FEW_BYTES
         self._progress = progress
         self._readers = Pool(node, _names("reader", _readers(workers)), kill=kill)
         self._tokenizers = Pool(node, _names("tokenizer", workers), kill=kill)
@@ -301,12 +304,13 @@ class _Job:
     async def _warm(self, all_handed_out: asyncio.Event) -> None:
         """Have the scorers load their kernels: one at once, since on a new machine it has to compile them, which leaves
         them in a cache for the others. Those can wait until there is little left to count: soon after, this process
-        merges, and the other cores are idle.
+        merges, and the other cores are idle. With few files they are not needed at all.
         """
         try:
             await self._scorers.ask("warm")
             await all_handed_out.wait()
-            await self._scorers.each("warm")
+            if not self._is_small:
+                await self._scorers.each("warm")
         except LoomError:  # whatever ails them, the first thing that is asked of them will say so
             return
 
@@ -317,7 +321,8 @@ class _Job:
         inverted: Rows = await self._scorers.ask("invert", rows, self._columns)
         self.nearest = np.empty(n, dtype=np.int64)
         self.similarity = np.empty(n, dtype=np.float64)
-        blocks = _blocks(_costs(rows, inverted[0]), max(4 * self._workers, n // _BLOCK_FILES))
+        wanted = 1 if self._is_small else max(4 * self._workers, n // _BLOCK_FILES)
+        blocks = _blocks(_costs(rows, inverted[0]), wanted)
         self._scorers.expect(len(blocks))
         done = 0
 
