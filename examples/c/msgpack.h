@@ -1,5 +1,6 @@
-/* msgpack.h -- as much MessagePack as a client of a Loom node needs: https://github.com/msgpack/msgpack/blob/master/spec.md
+/* msgpack.h -- as much MessagePack as a client of a Loom node needs.
  *
+ * The format: https://github.com/msgpack/msgpack/blob/master/spec.md
  * Reading does not allocate: items point into the message. Whatever the bytes are, nothing outside them is read.
  */
 #ifndef MSGPACK_H
@@ -9,7 +10,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum mp_kind { MP_BAD, MP_NIL, MP_BOOL, MP_UINT, MP_NEGATIVE, MP_FLOAT, MP_STRING, MP_BINARY, MP_ARRAY, MP_MAP, MP_EXT };
+enum mp_kind {
+    MP_BAD,
+    MP_NIL,
+    MP_BOOL,
+    MP_UINT,
+    MP_NEGATIVE,
+    MP_FLOAT,
+    MP_STRING,
+    MP_BINARY,
+    MP_ARRAY,
+    MP_MAP,
+    MP_EXT
+};
 
 struct mp_reader {
     const unsigned char *at, *end;

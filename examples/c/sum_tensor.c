@@ -20,8 +20,10 @@
 #define NDARRAY 1 /* MessagePack extension type of an array: msgpack [dtype, shape, buffer index] */
 
 struct answer {
-    zmq_msg_t frames[MAX_FRAMES]; /* header, body, then the buffers that do not go by reference */
+    zmq_msg_t frames[MAX_FRAMES]; /* the header, the body unless it is in there, buffers that do not go by reference */
     size_t count;
+    size_t buffers_from;   /* index of the first frame that is a buffer */
+    struct mp_reader body; /* a small body is the header's field `body` */
 };
 
 static int complain(const char *format, ...) {
@@ -54,7 +56,12 @@ static int receive(void *socket, struct answer *answer) {
         answer->count++;
         if (zmq_msg_recv(message, socket, 0) < 0) return complain("no answer: %s", zmq_strerror(zmq_errno()));
     } while (zmq_msg_more(&answer->frames[answer->count - 1]));
-    return answer->count < 2 ? complain("the answer has no body") : 0;
+    answer->buffers_from = 1;
+    if (mp_find(frame(answer, 0), "body", &answer->body)) return 0;
+    if (answer->count < 2) return complain("the answer has no body");
+    answer->buffers_from = 2;
+    answer->body = frame(answer, 1);
+    return 0;
 }
 
 static struct mp_item text_of(struct mp_reader map, const char *key) {
@@ -69,9 +76,9 @@ static struct mp_item text_of(struct mp_reader map, const char *key) {
 static int check(const struct answer *answer) {
     struct mp_item kind = text_of(frame(answer, 0), "kind");
     if (mp_is(kind, "reply")) return 0;
-    if (!mp_is(kind, "error")) return complain("expected a reply, got a message of kind %.*s", (int)kind.size, kind.data);
-    struct mp_reader body = frame(answer, 1);
-    struct mp_item code = text_of(body, "code"), type = text_of(body, "type"), text = text_of(body, "message");
+    if (!mp_is(kind, "error")) return complain("expected a reply, got a %.*s message", (int)kind.size, kind.data);
+    struct mp_item code = text_of(answer->body, "code"), type = text_of(answer->body, "type");
+    struct mp_item text = text_of(answer->body, "message");
     return complain("%.*s %.*s: %.*s", (int)code.size, code.data, (int)type.size, type.data, (int)text.size, text.data);
 }
 
@@ -86,8 +93,8 @@ static void put_argument(struct mp_writer *writer, const char *text) {
 static int ask(void *context, const char *endpoint, const char *method, char **arguments, int count, int participant,
                struct answer *answer) {
     static uint64_t id;
-    struct mp_writer header = {.size = 0}, body = {.size = 0};
-    mp_put_map(&header, participant < 0 ? 3 : 4);
+    struct mp_writer header = {.size = 0};
+    mp_put_map(&header, participant < 0 ? 4 : 5);
     mp_put_string(&header, "id");
     mp_put_uint(&header, ++id);
     mp_put_string(&header, "kind");
@@ -98,10 +105,11 @@ static int ask(void *context, const char *endpoint, const char *method, char **a
         mp_put_string(&header, "participant");
         mp_put_uint(&header, (uint64_t)participant);
     }
-    mp_put_array(&body, 1);
-    mp_put_array(&body, (uint32_t)count);
-    for (int i = 0; i < count; i++) put_argument(&body, arguments[i]);
-    if (header.full || body.full) return complain("the call is too long");
+    mp_put_string(&header, "body"); /* [[argument, ...]] */
+    mp_put_array(&header, 1);
+    mp_put_array(&header, (uint32_t)count);
+    for (int i = 0; i < count; i++) put_argument(&header, arguments[i]);
+    if (header.full) return complain("the call is too long");
 
     int failed = -1, timeout_ms = TIMEOUT_MS, linger_ms = 0;
     void *socket = zmq_socket(context, ZMQ_DEALER);
@@ -109,8 +117,7 @@ static int ask(void *context, const char *endpoint, const char *method, char **a
     zmq_setsockopt(socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
     zmq_setsockopt(socket, ZMQ_RCVTIMEO, &timeout_ms, sizeof timeout_ms);
     zmq_setsockopt(socket, ZMQ_SNDTIMEO, &timeout_ms, sizeof timeout_ms);
-    if (zmq_connect(socket, endpoint) || zmq_send(socket, header.data, header.size, ZMQ_SNDMORE) < 0 ||
-        zmq_send(socket, body.data, body.size, 0) < 0)
+    if (zmq_connect(socket, endpoint) || zmq_send(socket, header.data, header.size, 0) < 0)
         complain("%s: %s", endpoint, zmq_strerror(zmq_errno()));
     else if (!receive(socket, answer))
         failed = check(answer);
@@ -124,7 +131,7 @@ static int ask_text(void *context, const char *node, const char *verb, char **ar
                     char *into, size_t size) {
     struct answer answer = {.count = 0};
     if (ask(context, node, verb, arguments, count, -1, &answer)) return -1;
-    struct mp_item text = text_of(frame(&answer, 1), key);
+    struct mp_item text = text_of(answer.body, key);
     int failed = text.size < size ? 0 : complain("%s: %s is too long", verb, key);
     if (!failed) {
         memcpy(into, text.data, text.size);
@@ -143,10 +150,11 @@ struct buffers {
 
 static int take_buffers(struct arena *arena, const struct answer *answer, struct buffers *buffers) {
     struct mp_reader at;
-    size_t next_frame = 2;
+    size_t next_frame = answer->buffers_from;
     if (!mp_find(frame(answer, 0), "buffers", &at)) return 0; /* a field at its default is left out */
     struct mp_item all = mp_next(&at);
-    if (all.kind != MP_ARRAY || all.number > MAX_BUFFERS) return complain("header: expected at most %d buffers", MAX_BUFFERS);
+    if (all.kind != MP_ARRAY || all.number > MAX_BUFFERS)
+        return complain("header: expected at most %d buffers", MAX_BUFFERS);
     for (uint64_t i = 0; i < all.number; i++) {
         struct arena_view *view = &buffers->views[i];
         struct mp_item place = mp_next(&at);
@@ -198,14 +206,14 @@ static int read_array(struct mp_reader body, uint64_t *count, uint64_t *index) {
 }
 
 static int sum(const struct answer *answer, const struct buffers *buffers, double *total) {
-    uint64_t count, index;
-    if (read_array(frame(answer, 1), &count, &index)) return -1;
+    uint64_t count = 0, index = 0;
+    if (read_array(answer->body, &count, &index)) return -1;
     if (index >= buffers->count || buffers->views[index].size < count * sizeof(double))
         return complain("the array is longer than its buffer");
     const unsigned char *data = buffers->views[index].data;
     *total = 0.0;
     for (uint64_t i = 0; i < count; i++) {
-        double value; /* the bytes are little-endian, as this machine is (loom_arena.h says so), but need no alignment */
+        double value; /* copied, for a frame's bytes need not be aligned; little-endian is what this machine is too */
         memcpy(&value, data + i * sizeof value, sizeof value);
         *total += value;
     }
@@ -217,7 +225,7 @@ static int run(void *context, struct arena *arena, const char *node, char **argu
     if (ask_text(context, node, "resolve", arguments, 1, "endpoint", endpoint, sizeof endpoint)) return -1;
     struct answer answer = {.count = 0};
     struct buffers buffers = {.count = 0};
-    double total;
+    double total = 0.0;
     if (ask(context, endpoint, arguments[1], arguments + 2, count - 2, (int)arena->participant, &answer)) return -1;
     int failed = take_buffers(arena, &answer, &buffers);
     if (!failed) failed = sum(&answer, &buffers, &total);
@@ -234,7 +242,8 @@ int main(int argc, char **argv) {
     }
     char name[LOOM_NAME_MAX + 1];
     void *context = zmq_ctx_new();
-    int failed = context ? ask_text(context, argv[1], "info", NULL, 0, "arena", name, sizeof name) : complain("no memory");
+    int failed = context ? 0 : complain("no context: %s", zmq_strerror(zmq_errno()));
+    if (!failed) failed = ask_text(context, argv[1], "info", NULL, 0, "arena", name, sizeof name);
     if (!failed) {
         struct arena arena;
         int code = arena_open(&arena, name);

@@ -156,7 +156,9 @@ class Channel:
                 )
             return
         while self._outbox and not self.dead:
-            self._sleep(0.001)  # ZeroMQ's descriptor does not always tell of room, so look now and then
+            self._sleep(
+                0.001, self._links.waker()
+            )  # ZeroMQ's descriptor does not always tell of room, so look now and then
             with self._lock:
                 self._drain()
             self._run_callbacks()
@@ -166,23 +168,24 @@ class Channel:
     def wait(self, reply: Reply, until: float | None) -> bool:
         """Read until there is news for `reply`, or it moved to another channel; False when `until` passed first."""
         waker = self._links.waker()
+        readable = False
         while True:
             with self._lock:
+                reply.wakers.discard(waker)
                 if not self.dead:
-                    self._drain()
+                    self._drain(expected=readable)
+                if not self._callbacks:
+                    if reply.is_done or reply.has_items or reply.channel is not self:
+                        break
+                    reply.wakers.add(waker)
             if self._callbacks:
-                self._run_callbacks()  # these may settle this very reply, so it is looked at after them
-            with self._lock:
-                if reply.is_done or reply.has_items or reply.channel is not self:
-                    break
-                reply.wakers = (*reply.wakers, waker)
+                self._run_callbacks()  # these may settle this very reply
+                continue
             timeout_s = None if until is None else until - monotonic()
-            if timeout_s is None or timeout_s > 0:
-                self._sleep(timeout_s)
-            with self._lock:
-                reply.wakers = tuple(fd for fd in reply.wakers if fd != waker)
             if timeout_s is not None and timeout_s <= 0:
+                reply.wakers.discard(waker)
                 return False
+            readable = self._sleep(timeout_s, waker)
         if self._links.has_sent:
             self._links.collect()
         return True
@@ -211,9 +214,11 @@ class Channel:
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _sleep(self, timeout_s: float | None) -> None:
-        """Wait on the descriptors, without the lock, until one is readable or the time is over."""
-        waker = self._links.waker()
+    def _sleep(self, timeout_s: float | None, waker: int) -> bool:
+        """Wait on the descriptors, without the lock, until one is readable or the time is over.
+
+        Returns: whether it is the socket that is readable.
+        """
         poll: select.poll | None = getattr(self._pollers, "poll", None)
         if poll is None or self.dead:
             poll = select.poll()
@@ -222,16 +227,21 @@ class Channel:
                 poll.register(self._fd, select.POLLIN)
                 poll.register(self._pidfd or -1, select.POLLIN)
                 self._pollers.poll = poll
+        readable = False
         for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000 + 0.5):
-            if fd == waker:
+            if fd == self._fd:
+                readable = True
+            elif fd == waker:
                 os.eventfd_read(fd)
             elif fd == self._pidfd:
                 self._bury()
+        return readable
 
-    def _drain(self) -> None:
+    def _drain(self, *, expected: bool = False) -> None:
         """Lock held: read all there is that anybody waits for, then send what waits."""
         while True:
-            parts = sockets.receive(self._socket)
+            parts = sockets.receive(self._socket, expected=expected)
+            expected = False
             if parts is not None:
                 self._receive(parts)
                 if not self._pending and not self._outbox:
@@ -276,7 +286,8 @@ class Channel:
                 return
         if reply.is_done:
             del self._pending[reply.id]
-        self._announce(reply)
+        if reply.wakers or reply.callbacks:
+            self._announce(reply)
 
     def _announce(self, reply: Reply) -> None:
         """Lock held: wake the threads that wait for `reply`, and queue its callbacks."""

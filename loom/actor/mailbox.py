@@ -40,9 +40,9 @@ class Mailbox:
         self.fd = int(socket.get(zmq.FD))
         self.unsent: deque[list[Any]] = deque()
 
-    def receive(self) -> list[bytes] | None:
-        """One message with its route in front, None when there is none now."""
-        return sockets.receive(self._socket)
+    def receive(self, *, expected: bool = False) -> list[bytes] | None:
+        """One message with its route in front, None when there is none now. `expected`: see sockets.receive."""
+        return sockets.receive(self._socket, expected=expected)
 
     def send(self, frames: list[Any]) -> bool:
         """Send one answer, route in front; False when its receiver is gone, or it displaced an older one."""

@@ -72,7 +72,7 @@ class Receiver:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to receive on `loop`."""
         self._loop = loop
-        loop.add_reader(self._mailbox.fd, self._turn)
+        loop.add_reader(self._mailbox.fd, self._on_readable)
         self._schedule()
 
     async def stop(self) -> None:
@@ -100,6 +100,14 @@ class Receiver:
             self._is_scheduled = True
             self._loop.call_soon(self._turn)
 
+    def _on_readable(self) -> None:
+        """A message, most likely: when nothing else waits it is run at once, before a look for more."""
+        if not self._backlog and not self._is_stopping:
+            parts = self._mailbox.receive(expected=True)
+            if parts is not None:
+                self._admit(parts)
+        self._turn()
+
     def _turn(self) -> None:
         """Run what is there, for a slice of time at most."""
         self._is_scheduled = False
@@ -109,7 +117,8 @@ class Receiver:
             self.answers.count(rows.DEAD_LETTERED, self._mailbox.flush())
         until = monotonic_ns() + SLICE_NS
         backlog, ready = self._backlog, self._streams.ready
-        self._fill(self._capacity)
+        if not backlog:
+            self._fill(self._capacity)
         while backlog or ready:
             if backlog:
                 self._run(backlog.pop())

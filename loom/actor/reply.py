@@ -48,7 +48,7 @@ class Reply:
         self.deadline = deadline
         self.channel: Channel | None = None
         self.is_done = False
-        self.wakers: tuple[int, ...] = ()
+        self.wakers: set[int] = set()
         self.callbacks: list[Callable[[Reply], None]] = []
         self._value: Any = None
         self._error: BaseException | None = None

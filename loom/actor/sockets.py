@@ -22,11 +22,21 @@ _send: Any = _Socket.send
 _recv: Any = _Socket.recv
 
 
-def receive(socket: zmq.Socket[Any]) -> list[bytes] | None:
-    """One whole message, None when there is none now."""
-    if not _get(socket, _EVENTS) & _POLLIN:
+def receive(socket: zmq.Socket[Any], *, expected: bool = False) -> list[bytes] | None:
+    """One whole message, None when there is none now.
+
+    `expected`: the descriptor says that there is one. Then it is simply taken; otherwise the socket is asked first,
+    which costs several system calls, but less than the exception of a vain attempt.
+    """
+    if expected:
+        try:
+            parts = [_recv(socket, _NOBLOCK)]
+        except zmq.Again:
+            return None
+    elif _get(socket, _EVENTS) & _POLLIN:
+        parts = [_recv(socket, _NOBLOCK)]
+    else:
         return None
-    parts = [_recv(socket, _NOBLOCK)]
     while _get(socket, _RCVMORE):
         parts.append(_recv(socket, _NOBLOCK))
     return parts

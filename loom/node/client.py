@@ -193,8 +193,8 @@ class Node(Client):
             if self._process.poll() is None:
                 try:
                     self._links.ask_node("shutdown", "its program closed it").result()
-                except LoomError:  # it is dying already
-                    pass
+                except LoomError:  # it is dying already, or talks another protocol
+                    self._process.terminate()
         finally:
             self._process.wait()
             self._links.close(linger_ms=0)
