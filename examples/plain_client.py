@@ -11,18 +11,18 @@ def ask(endpoint, method, args, call_id, timeout_s=30):
     """Yield what one call gives: its result, or the items of its stream as they come."""
     with zmq.Context.instance().socket(zmq.DEALER) as actor, actor.connect(endpoint):
         actor.linger = 0
-        actor.send_multipart([packb({"id": call_id, "kind": "call", "name": method}), packb([args])])
+        actor.send(packb({"id": call_id, "kind": "call", "name": method, "body": [args]}))
         while actor.poll(timeout_s * 1000):
-            header, body = map(unpackb, actor.recv_multipart()[:2])
-            if header["kind"] == "error":
+            header, *frames = map(unpackb, actor.recv_multipart()[:2])
+            kind, body = header["kind"], header["body"] if "body" in header else frames[0]
+            if kind == "error":
                 sys.exit(f"{body['code']} {body['type']}: {body['message']}")
-            if header["kind"] == "item":  # taken, so there is room for one more
-                more = {"id": call_id, "kind": "credit", "correlation_id": call_id, "credit": 1}
-                actor.send_multipart([packb(more), packb(None)])
-            if header["kind"] in ("reply", "item"):
+            if kind in ("reply", "item"):
                 yield body
-            if header["kind"] in ("reply", "end"):
+            if kind in ("reply", "end"):
                 return
+            if kind == "item":  # taken, so there is room for one more
+                actor.send(packb({"id": call_id, "kind": "credit", "correlation_id": call_id, "credit": 1}))
         sys.exit(f"no answer within {timeout_s} s")
 
 

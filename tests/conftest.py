@@ -75,8 +75,11 @@ def look(mark: str, folder: Path) -> Remains:
             foreign |= found
     return Remains(
         processes=frozenset(ours),
-        shared_memory=frozenset(name for name in _shared_memory() if not _is_foreign(name, foreign - cookies)),
-        files=frozenset(str(path.relative_to(folder)) for path in folder.rglob("*") if path != folder / "loom"),
+        # By arena and by node, for these may grow while a test runs, too.
+        shared_memory=frozenset(
+            name.partition(".")[0] for name in _shared_memory() if not _is_foreign(name, foreign - cookies)
+        ),
+        files=frozenset(str(path.relative_to(folder)) for path in (*folder.glob("*/*"), *folder.glob("[!l]*"))),
         descriptors=_descriptors(),
     )
 

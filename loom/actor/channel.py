@@ -25,7 +25,7 @@ from loom.actor import sockets
 from loom.actor.address import Address, open_pidfd
 from loom.actor.reply import Reply
 from loom.clock import monotonic, wall
-from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull
+from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, StaleReference
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
@@ -81,10 +81,10 @@ class Channel:
         the incarnation is gone and there is no reply to tell it to.
         """
         header.timestamp = wall()
-        parts = frames.pack(header, body, self._arena, self.address.participant)
+        parts = self._pack(header, body)
         with self._lock:
-            refused = self.dead
-            if not refused:
+            refused = self.dead or parts is None
+            if parts is not None and not refused:
                 if reply is not None:
                     reply.channel = self
                     self._pending[header.id] = reply
@@ -104,6 +104,18 @@ class Channel:
             self._run_callbacks()
         if self._outbox:
             self._wait_for_room()
+
+    def _pack(self, header: Envelope, body: codec.Body) -> list[Any] | None:
+        """The frames of a message; None when the actor died meanwhile and left the arena.
+
+        Its participant number may have gone to its successor while arrays were copied: then the references would be
+        made out to somebody who never hears of them. The board is written before the number is given up.
+        """
+        try:
+            parts = frames.pack(header, body, self._arena, self.address.participant)
+        except StaleReference:
+            return None
+        return parts if not header.buffers or self._links.is_current(self.address) else None
 
     def credit(self, reply: Reply, count: int) -> None:
         """Let the stream behind `reply` send `count` more items."""
@@ -358,6 +370,12 @@ class Channel:
         self._lock = threading.Lock()
         self._pending.clear()
         self._outbox.clear()
+
+    def __del__(self) -> None:
+        # Retired with replies pending, and gone with the last of them.
+        pidfd = getattr(self, "_pidfd", None)
+        if pidfd is not None:
+            os.close(pidfd)
 
     def fail_all(self, replies: list[Reply], error: Callable[[Reply], LoomError]) -> None:
         """End each of `replies` with its own error."""

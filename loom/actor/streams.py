@@ -176,9 +176,10 @@ class Streams:
 
     def _forget(self, stream: Stream) -> bool:
         """Take a stream out of the books; False when it was out before."""
-        header = stream.message.header
-        if self._by_call.pop((stream.message.route[0], header.id), None) is None:
+        key = stream.message.route[0], stream.message.header.id
+        if self._by_call.get(key) is not stream:  # gone, and its caller may have used the id again
             return False
+        del self._by_call[key]
         stream.credit = 0
         self._answers.count(rows.RUNNING, -1)
         return True

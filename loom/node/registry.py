@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from loom.errors import ActorDied, ActorNotFound, NameTaken
 from loom.supervise.child import ActorChild, Child
+from loom.supervise.spec import NAME_MAX_CHARS
 
 REMEMBERED = 64
 """Names of the dead that are remembered, for callers that still have a reference to them."""
@@ -82,6 +83,7 @@ class Registry:
         return child
 
     def _not_found(self, name: str) -> ActorNotFound:
+        name = name[:NAME_MAX_CHARS]  # a stranger's text: neither the search nor the answer may grow with it
         names = [*self._children, *self._groups]
         near = difflib.get_close_matches(name, names, 1)
         if near:

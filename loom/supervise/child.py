@@ -168,8 +168,7 @@ class ActorChild(Child):
         self._died_at = monotonic()
         words[at + rows.STATE] = rows.DOWN
         words[at + rows.PID] = 0
-        words[at + rows.DEAD_LETTERED] += words[at + rows.DEPTH] + words[at + rows.RUNNING]
-        words[at + rows.DEAD_LETTERED] += 1 if words[at + rows.SINCE_NS] else 0
+        words[at + rows.DEAD_LETTERED] += _unended(words[at : at + rows.WORDS])
         words[at + rows.DEPTH] = words[at + rows.RUNNING] = words[at + rows.SINCE_NS] = 0
         self._deaths[process.order.incarnation] = Remembered(death, words[at + rows.LAST_ID])
         while len(self._deaths) > REMEMBERED:
@@ -244,3 +243,9 @@ class ActorChild(Child):
 
     def _announce(self) -> None:
         self._changed.set()
+
+
+def _unended(row: memoryview) -> int:
+    """How many messages of a dead incarnation ended in no counter: those waiting, under way, or just taken in."""
+    ended = sum(row[word] for word in (rows.PROCESSED, rows.FAILED, rows.REJECTED, rows.EXPIRED, rows.DEAD_LETTERED))
+    return max(0, row[rows.RECEIVED] - ended)

@@ -66,7 +66,10 @@ class Killer(threading.Thread):
     def run(self) -> None:
         """Until `stop`."""
         while not self._done.wait(self._random.expovariate(1 / self._every_s)):
-            victim = self._random.choice([child for child in self._node.tree().children if child.pid])
+            alive = [child for child in self._node.tree().children if child.pid]
+            if not alive:
+                continue
+            victim = self._random.choice(alive)
             try:
                 os.kill(victim.pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -42,13 +43,14 @@ def body_of(*buffers: Any) -> Body:
 
 
 def packed(body: Body, arena: Arena | None, receiver: int) -> tuple[Envelope, list[Any]]:
-    """What arrives: the header as the other side decodes it, and the frames after the body."""
+    """What arrives: the header as the other side decodes it, and the frames after header and body."""
     header = Envelope(1, "call")
     parts = frames.pack(header, body, arena, receiver)
     found = envelope.decode(parts[0])
     assert found.encoding == body.encoding
-    assert parts[1] == body.data
-    return found, parts[2:]
+    data, rest = frames.split(found, parts[1:])
+    assert bytes(data) == body.data
+    return found, list(rest)
 
 
 def in_flight(arena: Arena) -> int:
@@ -56,8 +58,49 @@ def in_flight(arena: Arena) -> int:
     return arena.stats().in_flight
 
 
+class TestBody:
+    @pytest.mark.parametrize("encoding", ["msgpack", "pickle"])
+    @pytest.mark.parametrize(
+        ("size", "count"), [(1, 1), (frames.INLINE_BODY_BYTES, 1), (frames.INLINE_BODY_BYTES + 1, 2), (10**6, 2)]
+    )
+    def test_a_small_one_rides_in_the_header(self, encoding: str, size: int, count: int) -> None:
+        data = b"\xc0" if size == 1 else b"\xc6" + (size - 5).to_bytes(4, "big") + bytes(size - 5)
+        header = Envelope(1, "call")
+        parts = frames.pack(header, Body(encoding, data), None, -1)
+        assert len(parts) == count
+        found = envelope.decode(parts[0])
+        assert found.encoding == encoding
+        body, rest = frames.split(found, parts[1:])
+        assert (bytes(body), list(rest)) == (data, [])
+
+    def test_in_the_header_it_is_plain_messagepack(self) -> None:
+        parts = frames.pack(Envelope(1, "call"), Body("msgpack", msgpack.packb([[1], {"a": b"x"}])), None, -1)
+        assert msgpack.unpackb(parts[0])["body"] == [[1], {"a": b"x"}]
+        parts = frames.pack(Envelope(1, "call"), Body("pickle", b"any bytes"), None, -1)
+        assert msgpack.unpackb(parts[0])["body"] == b"any bytes"
+
+    def test_nil_is_a_body(self) -> None:
+        found = envelope.decode(frames.pack(Envelope(1, "end"), Body("msgpack", b"\xc0"), None, -1)[0])
+        assert bytes(frames.split(found, [])[0]) == b"\xc0"
+
+    def test_none_at_all(self) -> None:
+        with pytest.raises(ProtocolError, match="no body"):
+            frames.split(Envelope(1, "call"), [])
+
+    @pytest.mark.parametrize("body", [None, 5, "text", [1]])
+    def test_a_pickle_that_is_no_bytes(self, body: Any) -> None:
+        header = envelope.decode(msgpack.packb({"id": 1, "kind": "call", "encoding": "pickle", "body": body}))
+        with pytest.raises(ProtocolError, match="not a pickle"):
+            frames.split(header, [])
+
+    def test_one_in_the_header_leaves_the_frames_to_the_buffers(self) -> None:
+        header, rest = packed(body_of(SMALL, OTHER), None, -1)
+        assert header.buffers == (None, None)
+        assert rest == [SMALL.tobytes(), OTHER.tobytes()]
+
+
 class TestWhereItRides:
-    def test_without_buffers_there_are_two_frames(self) -> None:
+    def test_without_buffers_there_are_none(self) -> None:
         header, rest = packed(body_of(), None, -1)
         assert (header.buffers, rest) == ((), [])
 
