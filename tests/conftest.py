@@ -79,7 +79,7 @@ def look(mark: str, folder: Path) -> Remains:
         shared_memory=frozenset(
             name.partition(".")[0] for name in _shared_memory() if not _is_foreign(name, foreign - cookies)
         ),
-        files=frozenset(str(path.relative_to(folder)) for path in (*folder.glob("*/*"), *folder.glob("[!l]*"))),
+        files=frozenset(str(path.relative_to(folder)) for path in folder.glob("loom/*")),
         descriptors=_descriptors(),
     )
 

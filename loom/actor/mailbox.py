@@ -2,7 +2,8 @@
 
 A ROUTER socket bound to the incarnation's own file in the node's private folder. Senders connect to it directly. It
 refuses to drop: an answer whose receiver is gone is an error here (mandatory routing), one whose receiver is full
-waits in `unsent`, and reading stops while the actor has more than it can hold, so that its senders wait too.
+waits, and so do later ones for the same receiver; and reading stops while the actor has more than it can hold, so that
+its senders wait too.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 import zmq
 
 from loom.actor import sockets
+from loom.telemetry import log
 
 HIGH_WATER_MARK = 4096
 """Messages ZeroMQ may hold for one peer and direction."""
 
 UNSENT = 65536
-"""Answers that may wait for peers that do not read; the oldest is a dead letter beyond that."""
+"""Answers that may wait for peers that do not read; further ones are dead letters."""
 
 MAX_FRAME_BYTES = 2**31
 """A longer frame ends its sender's connection."""
@@ -38,33 +40,55 @@ class Mailbox:
         socket.bind(endpoint)
         self._socket = socket
         self.fd = int(socket.get(zmq.FD))
-        self.unsent: deque[list[Any]] = deque()
+        self.unsent = 0
+        """How many answers wait for room."""
+        self._queues: dict[bytes, deque[list[Any]]] = {}
 
     def receive(self, *, expected: bool = False) -> list[bytes] | None:
         """One message with its route in front, None when there is none now. `expected`: see sockets.receive."""
         return sockets.receive(self._socket, expected=expected)
 
     def send(self, frames: list[Any]) -> bool:
-        """Send one answer, route in front; False when its receiver is gone, or it displaced an older one."""
+        """Send one answer, route in front; False when its receiver is gone, or too many answers wait already."""
+        peer = frames[0]
+        if peer not in self._queues:
+            is_sent = self._try(frames)
+            if is_sent is not None:
+                return is_sent
+        if self.unsent >= UNSENT:
+            return False
+        self._queues.setdefault(peer, deque()).append(frames)
+        self.unsent += 1
+        return True
+
+    def flush(self) -> None:
+        """Try again what could not be sent, for each peer in order."""
+        for peer, queue in list(self._queues.items()):
+            while queue:
+                is_sent = self._try(queue[0])
+                if is_sent is None:
+                    break
+                if is_sent:
+                    queue.popleft()
+                    self.unsent -= 1
+                else:
+                    log.info("dead letters: %d answers found their caller gone", len(queue))
+                    self.unsent -= len(queue)
+                    queue.clear()
+            if not queue:
+                del self._queues[peer]
+
+    def _try(self, frames: list[Any]) -> bool | None:
+        """Whether the answer is on its way, or its receiver gone; None when there is no room for it now."""
         try:
             sockets.send(self._socket, frames)
         except zmq.Again:
-            self.unsent.append(frames)
-            if len(self.unsent) > UNSENT:
-                self.unsent.popleft()
-                return False
+            return None
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             return False
         return True
-
-    def flush(self) -> int:
-        """Try again what could not be sent; the number of answers whose receiver is gone."""
-        lost = 0
-        for _ in range(len(self.unsent)):
-            lost += not self.send(self.unsent.popleft())
-        return lost
 
     def close(self) -> None:
         """Stop receiving; answers already handed over are still sent."""

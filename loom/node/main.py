@@ -31,7 +31,7 @@ from loom.supervise.launcher import Launcher
 from loom.telemetry import log
 
 if TYPE_CHECKING:
-    from loom.arena import Arena
+    from loom.arena import Arena, Participant
 
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NAME = 36, 15
 
@@ -271,13 +271,13 @@ class NodeProcess:
 
         What a dead sender had in flight may still be picked up until it has been seen dead twice.
         """
-        seen: set[int] = set()
+        seen: set[Participant] = set()  # not their indexes, which others may have by now
         while True:
             await asyncio.sleep(ROUNDS_S)
             self._reap_orphans(launcher)
-            dead = {one.index for one in arena.participants() if not one.alive and one.index != arena.participant}
-            for index in dead:
-                arena.reap(index, revoke=index in seen)
+            dead = {one for one in arena.participants() if not one.alive and one.index != arena.participant}
+            for one in dead:
+                arena.reap(one.index, revoke=one in seen)
             seen = dead
             arena.sweep()
 

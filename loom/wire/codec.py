@@ -53,7 +53,35 @@ class _Pickler(pickle.Pickler):
         """Called by the C pickler for everything but the built-in containers and scalars."""
         if isinstance(obj, (FunctionType, type)) and _needs_value(obj):
             raise _ByValue
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and type(obj) is numpy.ndarray and obj.nbytes >= INLINE_BYTES:
+            return _reduce_array(obj)
         return NotImplemented
+
+
+def _reduce_array(array: Any) -> Any:
+    """How to pickle those large arrays that NumPy would copy into the pickle: with their bytes beside it, as others.
+
+    They are strided ones, which are made contiguous, and dates and times, which export no buffer and go as bytes.
+    """
+    import numpy
+
+    if array.dtype.hasobject:
+        return NotImplemented
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        array = numpy.ascontiguousarray(array)
+    try:
+        memoryview(array)
+        return array.__reduce_ex__(5)
+    except ValueError:
+        order = "C" if array.flags.c_contiguous else "F"
+        raw = array.reshape(-1, order=order).view(numpy.uint8)
+        return _array_of, (raw, array.dtype, array.shape, order)
+
+
+def _array_of(raw: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
+    """The inverse of `_reduce_array`; pickles name it."""
+    return raw.view(dtype).reshape(shape, order=order)
 
 
 def _needs_value(obj: Any) -> bool:

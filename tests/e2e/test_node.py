@@ -292,10 +292,10 @@ def test_names(node: loom.Node) -> None:
 
 def test_unknown_methods(node: loom.Node) -> None:
     counter = node.spawn(Counter, name="c")
-    with pytest.raises(AttributeError, match="did you mean .note"):
+    with pytest.raises(AttributeError, match=r"did you mean .note"):
         counter.notez()
     unaware = node.lookup("c")
-    with pytest.raises(NoSuchMethod, match="did you mean 'note"):
+    with pytest.raises(NoSuchMethod, match=r"did you mean 'note"):
         unaware.notez().result(timeout_s=10)
     with pytest.raises(NoSuchMethod):
         unaware.on_start().result(timeout_s=10)
@@ -386,7 +386,11 @@ def test_connect_from_the_same_and_from_another_program(node: loom.Node) -> None
     with loom.connect(node.endpoint) as client:
         assert client.lookup("c").add(1).result(timeout_s=10) == 3
     assert node.lookup("c").add(0).result(timeout_s=10) == 3
-    code = f"import loom; c = loom.connect({node.endpoint!r}); print(c.lookup('c').add(4).result(timeout_s=10)); c.close()"
+    code = f"""
+import loom
+with loom.connect({node.endpoint!r}) as client:
+    print(client.lookup("c").add(4).result(timeout_s=10))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.strip() == "7", done.stderr
     with pytest.raises(loom.errors.NodeNotFound, match="no node is running"):

@@ -9,7 +9,7 @@ come out that
   - every ask ended: in the right answer, or in ActorDied of the actor that was asked (or of the one that it asked);
   - no array that anybody received had a wrong byte, and none that was held for a while had one at the end;
   - in the end nothing is in flight, no block is in use, no segment is orphaned and nobody takes part but the living;
-  - each actor's counters sum to what it received.
+  - each actor's counters sum to what it received, and this program has no more descriptors open than at the start.
 Progress goes to standard error, the result as JSON to standard output; the exit code is 1 when anything was not so.
 """
 
@@ -228,6 +228,7 @@ def soak(count: int, seed: int, kill_every_s: float) -> dict[str, Any]:
     return {
         "ok": not (
             any(left.values())
+            or descriptors > len(READERS + OWNERS)
             or missing
             or traffic.wrong_bytes
             or traffic.ended.keys() - as_it_should

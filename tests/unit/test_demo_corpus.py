@@ -352,5 +352,5 @@ def test_an_empty_name_is_no_folder() -> None:
 @needs_permissions
 def test_an_unreadable_folder_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
-    with pytest.raises(InputError, match="cannot list the folder .*: Permission denied"):
+    with pytest.raises(InputError, match=r"cannot list the folder .*: Permission denied"):
         find(tmp_path / "closed")
