@@ -114,6 +114,7 @@ class Receiver:
         if self._is_stopping:
             return
         if self._mailbox.unsent:
+            self.answers.count(rows.DEAD_LETTERED, 5)
             self._mailbox.flush()
         until = monotonic_ns() + SLICE_NS
         backlog, ready = self._backlog, self._streams.ready

@@ -513,6 +513,15 @@ class TestFloods:
         assert found[-1].kind == "end"
         late.close()
 
+    def test_a_consumer_that_never_reads_and_leaves(
+        self, house: loom.Node, address: dict[str, Any], until: Callable[..., Any]
+    ) -> None:
+        never = Stranger(address["endpoint"], ("add", [40, 2], 42), RCVHWM=1)
+        before = hermit(house)
+        never.socket.send_multipart(call("count", 40_000, credit=2**63))
+        until(lambda: hermit(house).processed > before.processed, within_s=60)
+        never.close()  # `goes_on` sees that the answers nobody gets are not counted as messages
+
     def test_a_flood_of_garbage(self, stranger: Stranger) -> None:
         for _ in range(20_000):
             stranger.socket.send_multipart([b"\xc1"])
