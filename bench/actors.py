@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import loom
+from bench import peers
 
 
 class Subject(loom.Actor):
@@ -36,6 +37,10 @@ class Subject(loom.Actor):
     def first(self, array: Any) -> float:
         """Touch one element of a tensor."""
         return float(array[0])
+
+    def sum_pages(self, array: Any) -> float:
+        """Touch every page of a tensor."""
+        return peers.sum_pages(array)
 
     def pid(self) -> int:
         """The process it runs in."""

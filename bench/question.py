@@ -35,13 +35,21 @@ class Question(NamedTuple):
     name: str
     lines: tuple[Line, ...]
     contest: Callable[[bool], AbstractContextManager[dict[str, Turn]]]
+    by_default: bool = True
+    """Whether it is put without being asked for; not so when it needs much memory (`--huge`)."""
+    one_round_in: int = 1
+    """Only one of so many rounds is played, at least one in all: for turns that take a second."""
+
+
+class Skipped(Exception):
+    """Raised by a contest that this machine has no room or no package for: told in the table, and no failure."""
 
 
 def put(question: Question, rounds: int, quick: bool) -> list[Result]:
     """Take the figures of one question: one result for each of its lines."""
     taken: list[tuple[tuple[str, ...], dict[str, list[float]]]] = []
     with question.contest(quick) as turns:
-        for order in _orders(tuple(turns), rounds):
+        for order in _orders(tuple(turns), max(1, rounds // question.one_round_in)):
             taken.append((order, {name: turns[name]() for name in order}))
     return [_result(line, taken) for line in question.lines]
 

@@ -17,7 +17,7 @@ LEGEND = (
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """A question that could not be put, and why."""
+    """A question that could not be put, or was skipped, and why."""
 
     question: str
     error: str
@@ -31,6 +31,8 @@ class Document(msgspec.Struct, frozen=True):
     rounds: int
     results: list[Result]
     missing: list[Missing]
+    skipped: list[Missing]
+    """For want of room or of a package on this machine: no failure."""
 
 
 def to_json(document: Document) -> bytes:
@@ -67,7 +69,11 @@ def _rows(document: Document) -> list[tuple[str, ...]]:
 
 
 def _missing(document: Document) -> list[str]:
-    return [f"Not taken: {one.question}: {one.error}\n" for one in document.missing]
+    return [
+        f"{what}: {one.question}: {one.error}\n"
+        for what, ones in (("Not taken", document.missing), ("Skipped", document.skipped))
+        for one in ones
+    ]
 
 
 def _about(document: Document) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -48,3 +49,24 @@ class Backlog(Generic[T]):
             item = heapq.heappop(self._below)[2]
         self._depth -= 1
         return item
+
+    def find(self, is_wanted: Callable[[T], bool]) -> T | None:
+        """One message that waits, for which `is_wanted`; None when there is none. Looks at every one of them."""
+        for item in self._normal:
+            if is_wanted(item):
+                return item
+        for _, _, item in (*self._above, *self._below):
+            if is_wanted(item):
+                return item
+        return None
+
+    def remove(self, item: T) -> None:
+        """Take out a message that `find` has found."""
+        self._depth -= 1
+        for index, one in enumerate(self._normal):
+            if one is item:
+                del self._normal[index]
+                return
+        for heap in (self._above, self._below):
+            heap[:] = [entry for entry in heap if entry[2] is not item]
+            heapq.heapify(heap)

@@ -19,6 +19,7 @@ from loom.actor.backlog import Backlog
 from loom.actor.context import current
 from loom.actor.links import Links
 from loom.actor.mailbox import Mailbox
+from loom.actor.reply import STREAM_WINDOW
 from loom.actor.streams import Streams
 from loom.clock import monotonic
 from loom.errors import ActorDied, CallTimeout, LoomError, NoSuchMethod, ProtocolError, Rejected
@@ -114,7 +115,6 @@ class Receiver:
         if self._is_stopping:
             return
         if self._mailbox.unsent:
-            self.answers.count(rows.DEAD_LETTERED, 5)
             self._mailbox.flush()
         until = monotonic_ns() + SLICE_NS
         backlog, ready = self._backlog, self._streams.ready
@@ -167,7 +167,7 @@ class Receiver:
             else:
                 self._backlog.push(message, header.priority)
         elif kind == envelope.CREDIT:
-            self._streams.credit(route[0], header.correlation_id, header.credit)
+            self._credit(route[0], header.correlation_id, header.credit)
         elif kind == envelope.CANCEL:
             self._cancel(route[0], header.correlation_id)
         else:
@@ -254,11 +254,29 @@ class Receiver:
             self.answers.count(rows.RUNNING, -1)
             self._schedule()  # sending may have swallowed the socket's edge
 
+    # --- what callers say about calls they have made ---
+
+    def _credit(self, peer: bytes, call_id: int, count: int) -> None:
+        """The consumer of a stream, which may not have begun yet, has room for more items."""
+        if not self._streams.credit(peer, call_id, count):
+            waiting = self._backlog.find(lambda message: _is_call(message, peer, call_id))
+            if waiting is not None:
+                waiting.header.credit = (waiting.header.credit or STREAM_WINDOW) + count
+
     def _cancel(self, peer: bytes, call_id: int) -> None:
         """The caller does not care any more."""
         if self._streams.cancel(peer, call_id):
             return
         for task, message in self._tasks.items():
-            if message.header.id == call_id and message.route[0] == peer:
+            if _is_call(message, peer, call_id):
                 task.cancel()
                 return
+        waiting = self._backlog.find(lambda message: _is_call(message, peer, call_id))
+        if waiting is not None:
+            self._backlog.remove(waiting)
+            self.answers.rejected(waiting, Rejected("cancelled by its caller before it began"))
+
+
+def _is_call(message: Message, peer: bytes, call_id: int) -> bool:
+    header = message.header
+    return header.id == call_id and header.kind == envelope.CALL and message.route[0] == peer

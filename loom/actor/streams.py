@@ -69,12 +69,13 @@ class Streams:
         if self._probe is None:
             self._probe = asyncio.get_running_loop().call_later(PROBE_S, self._probe_consumers)
 
-    def credit(self, peer: bytes, call_id: int, count: int) -> None:
-        """The consumer has room for `count` more items."""
+    def credit(self, peer: bytes, call_id: int, count: int) -> bool:
+        """The consumer has room for `count` more items; False when it has no such stream."""
         stream = self._by_call.get((peer, call_id))
         if stream is not None and count > 0:
             stream.credit += count
             self._resume(stream)
+        return stream is not None
 
     def cancel(self, peer: bytes, call_id: int) -> bool:
         """The consumer wants no more; False when it has no such stream."""

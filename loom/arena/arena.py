@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from loom import _native
 from loom.arena.failure import failure, full
-from loom.arena.stats import ArenaStats, Participant
+from loom.arena.stats import ArenaStats, BlockInfo, Participant, SegmentInfo
 from loom.clock import monotonic
 from loom.errors import UsageError
 
@@ -184,6 +184,35 @@ class Arena:
             return ArenaStats(*self._handle.stats())
         except _native.Error as error:
             raise failure(error, "read stats") from None
+
+    def segments(self) -> list[SegmentInfo]:
+        """Every segment, by index, with whatever the table says of it. For people: no snapshot, see the header."""
+        try:
+            return [SegmentInfo.of(row) for row in self._handle.segments()]
+        except _native.Error as error:
+            raise failure(error, "list segments") from None
+
+    def blocks(self, segment: int | None = None) -> list[BlockInfo]:
+        """Every block that somebody holds, of one segment or of all; none of one that is gone or damaged.
+
+        A segment has at most 8192 of them: whoever must not be held up asks segment by segment.
+        Raises: UsageError (L1008) when there can be no such segment.
+        Source: native/include/loom_arena.h, `loom_arena_blocks`.
+        """
+        try:
+            which = [row[0] for row in self._handle.segments()] if segment is None else [segment]
+            return [BlockInfo(*row) for index in which for row in self._handle.blocks(index)]
+        except _native.Error as error:
+            raise failure(error, "list blocks") from None
+        except OverflowError:
+            raise UsageError(f"expected a segment in [0, {_native.SEGMENTS}), got {segment}") from None
+
+    def in_flight(self) -> dict[int, int]:
+        """References that were sent and not accepted yet, by the participant that sent them."""
+        try:
+            return dict(self._handle.in_flight())
+        except _native.Error as error:
+            raise failure(error, "list references in flight") from None
 
     def close(self) -> None:
         """Leave the arena; a second call does nothing. Live views keep their memory, and the slot, to their end."""

@@ -49,6 +49,45 @@ class Participant(msgspec.Struct, frozen=True):
     """The process lives and has not closed its arena."""
 
 
+_SEGMENT_STATES = ("free", "creating", "live", "orphaned", "closing")
+"""By number: `enum loom_segment_state` in native/include/loom_arena.h."""
+
+
+class SegmentInfo(msgspec.Struct, frozen=True):
+    """One segment, as its row in the shared table says."""
+
+    index: int
+    state: str
+    """creating, live, orphaned (its owner is gone, somebody holds a block) or closing; damaged: none of these."""
+    owner: int
+    """The participant that allocates in it; the node's 0 for an orphan."""
+    sequence: int
+    """Its file is /dev/shm/<arena>.<sequence>; 0 while there is none."""
+    size_bytes: int
+    """Of its data part."""
+
+    @classmethod
+    def of(cls, row: tuple[int, int, int, int, int]) -> SegmentInfo:
+        """From the core's numbers."""
+        index, state, owner, sequence, size_bytes = row
+        known = _SEGMENT_STATES[state] if state < len(_SEGMENT_STATES) else "damaged"
+        return cls(index, known, owner, sequence, size_bytes)
+
+
+class BlockInfo(msgspec.Struct, frozen=True):
+    """One block that somebody holds. The layout has no time in it, so its age is not known."""
+
+    segment: int
+    index: int
+    owner: int
+    """The participant whose segment it lies in."""
+    size_bytes: int
+    generation: int
+    """Of the lease; rises with each lease in the arena, so the lowest has been held for longest."""
+    holders: tuple[int, ...]
+    """Participants with a view of it, or with a reference to it in flight."""
+
+
 def human(size_bytes: int) -> str:
     """A size for an error text: '64.0 MiB'."""
     size = float(size_bytes)

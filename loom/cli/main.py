@@ -43,8 +43,10 @@ COMMANDS = {
     "check": Command("loom.cli.check", "check a config file and show the tree it describes"),
     "ps": Command("loom.cli.ps", "list the actors of a running node"),
     "tree": Command("loom.cli.tree", "draw the supervisors and actors of a running node"),
+    "arena": Command("loom.cli.arena", "show who has what of a running node's shared memory"),
     "call": Command("loom.cli.call", "call a method of a running actor"),
     "stop": Command("loom.cli.stop", "stop an actor, a supervisor or a whole node"),
+    "doctor": Command("loom.cli.doctor", "check that this machine suits a node, and say what to do if not"),
     "demo": Command("loom.cli.demo", "see it work on your own files"),
 }
 

@@ -36,6 +36,7 @@ from loom.errors import (
     StartFailed,
 )
 from loom.node.folder import find
+from loom.node.holdings import ArenaReport
 from loom.node.main import Boot, command, environment, memfd, new_cookie
 from loom.node.plan import plan_of
 from loom.node.stats import NodeStats, Tree
@@ -83,6 +84,10 @@ class Client:
     def stats(self) -> NodeStats:
         """Figures of the node, its actors and its arena, as a frozen struct."""
         return msgspec.convert(self._links.ask_node("stats").result(), NodeStats)
+
+    def arena(self) -> ArenaReport:
+        """Who has what of the node's shared memory. It walks every block: for people, not for every message."""
+        return msgspec.convert(self._links.ask_node("arena").result(), ArenaReport)
 
     def tree(self) -> Tree:
         """The supervisors and actors; `str()` draws it."""

@@ -21,6 +21,7 @@ from loom.actor.child import Order
 from loom.arena import Arena
 from loom.clock import monotonic
 from loom.errors import StartFailed
+from loom.node.holdings import Tally
 from loom.node.plan import ActorPlan, GroupPlan, SupervisorPlan
 from loom.node.registry import Registry, gone
 from loom.supervise.child import ActorChild, Child
@@ -200,6 +201,20 @@ class Service:
             "restarts": restarts,
             "restart_count": sum(one.restart_count for one in self._supervisors(self._root)),
         }
+
+    async def arena(self) -> dict[str, Any]:
+        """Who has what of the shared memory: figures, segments, and each process's holdings."""
+        arena = self._site.arena
+        segments = arena.segments()
+        tally = Tally(segments)
+        for segment in segments:
+            tally.add(arena.blocks(segment.index))
+            await asyncio.sleep(0)  # a segment may have thousands of blocks, the arena a thousand segments
+        actors = (child for child in self._site.registry if isinstance(child, ActorChild))
+        names = {child.address.pid: child.name for child in actors if child.address}
+        report = tally.report(arena.name, arena.stats(), arena.participants(), arena.in_flight(), names)
+        found: dict[str, Any] = msgspec.to_builtins(report)
+        return found
 
     def _actor(self, child: ActorChild) -> dict[str, Any]:
         reading = msgspec.to_builtins(child.reading())

@@ -386,6 +386,28 @@ typedef struct loom_participant_info {
     int alive; /* the process lives and has not closed its handle */
 } loom_participant_info;
 
+/* One row of the segment table; the numbers are as they stand in it. */
+typedef struct loom_segment_info {
+    uint32_t index;
+    uint32_t state;    /* enum loom_segment_state, never FREE; of a damaged table anything below 256 */
+    uint32_t owner;    /* participant, the node for an orphan; of a damaged table anything up to 0xffff */
+    uint32_t reserved;
+    uint64_t sequence; /* names the file; 0 while there is none */
+    uint64_t size;     /* bytes of the data part */
+} loom_segment_info;
+
+/* One block that somebody holds. There is no time in the layout, hence no age; but generations only rise, so the block
+ * with the lowest one has been held for longest. */
+typedef struct loom_block_info {
+    uint32_t segment;
+    uint32_t block;
+    uint32_t owner;      /* that of the segment */
+    uint32_t reserved;
+    uint64_t size;       /* bytes asked for; no more than the data part has, whatever the descriptor says */
+    uint64_t generation;
+    uint64_t holders[LOOM_HOLDER_WORDS]; /* at least one bit is set; as in struct loom_block */
+} loom_block_info;
+
 /* Make an arena and take row 0.
  * OK, E_USAGE (name), E_EXISTS, E_FULL (no pages for the control file), E_OS, E_MEMORY. */
 int loom_arena_create(const char *name, uint64_t budget, loom_arena **out);
@@ -474,6 +496,22 @@ int loom_arena_stats(loom_arena *arena, loom_stats *out);
 
 /* Fill at most `capacity` rows; `count`: rows filled. OK, E_FORKED, E_CLOSED. */
 int loom_arena_participants(loom_arena *arena, loom_participant_info *out, uint32_t capacity, uint32_t *count);
+
+/* Listings, for people. Each walks a bounded table once and changes nothing in it; they may map segments, and reserve
+ * token pages, as `stats` does. None is a snapshot: while others go on, a row may be gone by the time it is read, and
+ * numbers of two rows need not fit together. Whatever the tables hold, the calls return. */
+
+/* Every segment that is not FREE, by index. At most `capacity` rows (LOOM_SEGMENTS are enough); `count`: rows filled.
+ * OK, E_FORKED, E_CLOSED. */
+int loom_arena_segments(loom_arena *arena, loom_segment_info *out, uint32_t capacity, uint32_t *count);
+
+/* Every block of one segment that somebody holds, by index: the blocks that `stats` counts. At most `capacity` rows
+ * (LOOM_BLOCKS_MAX are enough); `count`: rows filled, 0 when the segment is gone, or damaged.
+ * OK, E_USAGE (segment), E_FORKED, E_CLOSED, E_OS, E_MEMORY. */
+int loom_arena_blocks(loom_arena *arena, uint32_t segment, loom_block_info *out, uint32_t capacity, uint32_t *count);
+
+/* References in flight by sender: counts[p] of participant p, LOOM_PARTICIPANTS numbers. OK, E_FORKED, E_CLOSED. */
+int loom_arena_in_flight(loom_arena *arena, uint32_t *counts);
 
 /* Start time of a process in clock ticks since boot. OK; E_NOT_FOUND when it is gone, or a zombie; E_OS. */
 int loom_process_start_time(uint32_t pid, uint64_t *ticks);

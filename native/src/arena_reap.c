@@ -218,6 +218,16 @@ static void add_counters(loom_stats *stats, struct loom_counters *counters) {
     stats->leases += atomic_load_explicit(&counters->leases, memory_order_relaxed);
 }
 
+static uint32_t tokens_in_flight(loom_arena *arena, uint32_t sender) {
+    uint32_t found = 0, count = loom_tokens_reserved(arena, sender);
+    if (loom_tokens_ready_locked(arena, sender, count)) return 0; /* no page left: what is there cannot be read safely */
+    for (uint32_t token = 0; token < count; token++) {
+        uint64_t word = atomic_load_explicit(&loom_token_at(arena, sender, token)->word, memory_order_relaxed);
+        found += loom_word_state(word) == LOOM_TOKEN_INFLIGHT;
+    }
+    return found;
+}
+
 static void add_participants(loom_arena *arena, loom_stats *stats) {
     add_counters(stats, &arena->control->retired);
     for (uint32_t i = 0; i < LOOM_PARTICIPANTS; i++) {
@@ -227,11 +237,7 @@ static void add_participants(loom_arena *arena, loom_stats *stats) {
         add_counters(stats, &row->counters);
         uint32_t count = loom_tokens_reserved(arena, i);
         stats->control_bytes += (uint64_t)count * sizeof(struct loom_token);
-        if (loom_tokens_ready_locked(arena, i, count)) continue;
-        for (uint32_t token = 0; token < count; token++) {
-            uint64_t word = atomic_load_explicit(&loom_token_at(arena, i, token)->word, memory_order_relaxed);
-            stats->in_flight += loom_word_state(word) == LOOM_TOKEN_INFLIGHT;
-        }
+        stats->in_flight += tokens_in_flight(arena, i);
     }
 }
 
@@ -283,6 +289,79 @@ int loom_arena_participants(loom_arena *arena, loom_participant_info *out, uint3
         bool takes_part = state == LOOM_PARTICIPANT_ACTIVE || state == LOOM_PARTICIPANT_CLAIMING;
         out[(*count)++] = (loom_participant_info){i, loom_word_pid(word), start_time,
                                                   takes_part && process_lives(word, start_time)};
+    }
+    loom_leave(arena);
+    return LOOM_OK;
+}
+
+int loom_arena_segments(loom_arena *arena, loom_segment_info *out, uint32_t capacity, uint32_t *count) {
+    *count = 0;
+    int code = loom_enter(arena);
+    if (code) return code;
+    for (uint32_t i = 0; i < LOOM_SEGMENTS && *count < capacity; i++) {
+        struct loom_segment_entry *entry = &arena->entries[i];
+        uint64_t word = atomic_load_explicit(&entry->word, memory_order_acquire);
+        if (loom_word_state(word) == LOOM_SEGMENT_FREE) continue;
+        out[(*count)++] = (loom_segment_info){
+            .index = i,
+            .state = loom_word_state(word),
+            .owner = loom_word_who(word),
+            .sequence = atomic_load_explicit(&entry->sequence, memory_order_relaxed),
+            .size = atomic_load_explicit(&entry->size, memory_order_relaxed),
+        };
+    }
+    loom_leave(arena);
+    return LOOM_OK;
+}
+
+/* False when nobody holds the block. */
+static bool block_read(const struct map *map, uint32_t block, loom_block_info *out) {
+    const struct loom_block *shared = &map->descriptors[block];
+    if (atomic_load_explicit(&shared->state, memory_order_acquire) != LOOM_BLOCK_LEASED) return false;
+    uint64_t held = 0, size = atomic_load_explicit(&shared->size, memory_order_relaxed);
+    out->block = block;
+    out->size = size < map->data_size ? size : map->data_size;
+    out->generation = atomic_load_explicit(&shared->generation, memory_order_relaxed);
+    for (uint32_t i = 0; i < LOOM_HOLDER_WORDS; i++)
+        held |= out->holders[i] = atomic_load_explicit(&shared->holders[i], memory_order_acquire);
+    return held != 0;
+}
+
+static int blocks_locked(loom_arena *arena, uint32_t segment, loom_block_info *out, uint32_t capacity,
+                         uint32_t *count) {
+    struct map *map;
+    uint64_t word = atomic_load_explicit(&arena->entries[segment].word, memory_order_acquire);
+    if (loom_word_state(word) != LOOM_SEGMENT_LIVE && loom_word_state(word) != LOOM_SEGMENT_ORPHANED) return LOOM_OK;
+    int code = loom_map_get_locked(arena, segment, &map);
+    if (code) return nothing_there(code) || code == LOOM_E_FULL ? LOOM_OK : code;
+    for (uint32_t block = 0, used = blocks_used(map); block < used && *count < capacity; block++) {
+        loom_block_info *row = &out[*count];
+        *row = (loom_block_info){.segment = segment, .owner = loom_word_who(word)};
+        *count += block_read(map, block, row);
+    }
+    return LOOM_OK;
+}
+
+int loom_arena_blocks(loom_arena *arena, uint32_t segment, loom_block_info *out, uint32_t capacity, uint32_t *count) {
+    *count = 0;
+    int code = loom_enter(arena);
+    if (code) return code;
+    code = LOOM_E_USAGE;
+    if (segment < LOOM_SEGMENTS) {
+        loom_maps_refresh_locked(arena);
+        code = blocks_locked(arena, segment, out, capacity, count);
+    }
+    loom_leave(arena);
+    return code;
+}
+
+int loom_arena_in_flight(loom_arena *arena, uint32_t *counts) {
+    for (uint32_t i = 0; i < LOOM_PARTICIPANTS; i++) counts[i] = 0;
+    int code = loom_enter(arena);
+    if (code) return code;
+    for (uint32_t i = 0; i < LOOM_PARTICIPANTS; i++) {
+        uint64_t row = atomic_load_explicit(&arena->participants[i].word, memory_order_acquire);
+        if (loom_word_state(row) != LOOM_PARTICIPANT_FREE) counts[i] = tokens_in_flight(arena, i);
     }
     loom_leave(arena);
     return LOOM_OK;

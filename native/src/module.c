@@ -406,6 +406,73 @@ static PyObject *handle_participants(Handle *self, PyObject *Py_UNUSED(ignored))
     return list;
 }
 
+static PyObject *handle_segments(Handle *self, PyObject *Py_UNUSED(ignored)) {
+    uint32_t count = 0;
+    int code;
+    if (!handle_ready(self)) return NULL;
+    loom_segment_info *rows = PyMem_Calloc(LOOM_SEGMENTS, sizeof *rows);
+    if (!rows) return PyErr_NoMemory();
+    UNLOCKED(self, code = loom_arena_segments(self->arena, rows, LOOM_SEGMENTS, &count));
+    PyObject *list = code ? raise_code(self->error, code) : PyList_New(0);
+    for (uint32_t i = 0; list && i < count; i++) {
+        PyObject *row = Py_BuildValue("(IIIKK)", rows[i].index, rows[i].state, rows[i].owner,
+                                      (unsigned long long)rows[i].sequence, (unsigned long long)rows[i].size);
+        if (!row || PyList_Append(list, row)) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    PyMem_Free(rows);
+    return list;
+}
+
+static PyObject *holder_indices(const uint64_t *words) {
+    Py_ssize_t count = 0, at = 0;
+    for (uint32_t i = 0; i < LOOM_HOLDER_WORDS; i++) count += __builtin_popcountll(words[i]);
+    PyObject *tuple = PyTuple_New(count);
+    for (uint32_t i = 0; tuple && i < LOOM_PARTICIPANTS; i++) {
+        if (!(words[i / 64] >> i % 64 & 1)) continue;
+        PyObject *number = PyLong_FromUnsignedLong(i);
+        if (!number || PyTuple_SetItem(tuple, at++, number)) Py_CLEAR(tuple);
+    }
+    return tuple;
+}
+
+static PyObject *handle_blocks(Handle *self, PyObject *argument) {
+    uint32_t count = 0;
+    int code;
+    if (!handle_ready(self)) return NULL;
+    unsigned long segment = PyLong_AsUnsignedLong(argument);
+    if (segment == (unsigned long)-1 && PyErr_Occurred()) return NULL;
+    if (segment >= LOOM_SEGMENTS) return raise_code(self->error, LOOM_E_USAGE);
+    loom_block_info *rows = PyMem_Malloc(LOOM_BLOCKS_MAX * sizeof *rows);
+    if (!rows) return PyErr_NoMemory();
+    UNLOCKED(self, code = loom_arena_blocks(self->arena, (uint32_t)segment, rows, LOOM_BLOCKS_MAX, &count));
+    PyObject *list = code ? raise_code(self->error, code) : PyList_New(0);
+    for (uint32_t i = 0; list && i < count; i++) {
+        PyObject *row = Py_BuildValue("(IIIKKN)", rows[i].segment, rows[i].block, rows[i].owner,
+                                      (unsigned long long)rows[i].size, (unsigned long long)rows[i].generation,
+                                      holder_indices(rows[i].holders));
+        if (!row || PyList_Append(list, row)) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    PyMem_Free(rows);
+    return list;
+}
+
+static PyObject *handle_in_flight(Handle *self, PyObject *Py_UNUSED(ignored)) {
+    uint32_t counts[LOOM_PARTICIPANTS];
+    int code;
+    if (!handle_ready(self)) return NULL;
+    UNLOCKED(self, code = loom_arena_in_flight(self->arena, counts));
+    PyObject *list = code ? raise_code(self->error, code) : PyList_New(0);
+    for (uint32_t i = 0; list && i < LOOM_PARTICIPANTS; i++) {
+        if (!counts[i]) continue;
+        PyObject *row = Py_BuildValue("(II)", i, counts[i]);
+        if (!row || PyList_Append(list, row)) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
 static PyObject *handle_close(Handle *self, PyObject *Py_UNUSED(ignored)) {
     handle_close_now(self);
     Py_RETURN_NONE;
@@ -451,6 +518,11 @@ static PyMethodDef handle_methods[] = {
     {"stats", (PyCFunction)handle_stats, METH_NOARGS, "stats() -> the fields of loom_stats, in order"},
     {"participants", (PyCFunction)handle_participants, METH_NOARGS,
      "participants() -> [(index, pid, start_time, alive)]"},
+    {"segments", (PyCFunction)handle_segments, METH_NOARGS,
+     "segments() -> [(index, state, owner, sequence, size_bytes)]"},
+    {"blocks", (PyCFunction)handle_blocks, METH_O,
+     "blocks(segment) -> [(segment, index, owner, size_bytes, generation, holders)]"},
+    {"in_flight", (PyCFunction)handle_in_flight, METH_NOARGS, "in_flight() -> [(sender, references)]"},
     {"close", (PyCFunction)handle_close, METH_NOARGS, "close()"},
     {"abandon", (PyCFunction)handle_abandon, METH_NOARGS, "abandon(): imitate a death, for tests"},
     {NULL, NULL, 0, NULL},

@@ -71,6 +71,27 @@ static void spoil(unsigned char *memory, size_t size, uint64_t *state) {
     }
 }
 
+/* Every listing, into memory of exactly the size that the header promises is enough. */
+static void list_all(loom_arena *arena) {
+    loom_segment_info *segments = malloc(LOOM_SEGMENTS * sizeof *segments);
+    loom_block_info *blocks = malloc(LOOM_BLOCKS_MAX * sizeof *blocks);
+    uint32_t *senders = malloc(LOOM_PARTICIPANTS * sizeof *senders), count;
+    CHECK(segments && blocks && senders);
+    known(loom_arena_in_flight(arena, senders));
+    known(loom_arena_segments(arena, segments, LOOM_SEGMENTS, &count));
+    CHECK(count <= LOOM_SEGMENTS);
+    for (uint32_t segment = 0; segment < 5; segment++) {
+        uint32_t rows, few;
+        known(loom_arena_blocks(arena, segment, blocks, LOOM_BLOCKS_MAX, &rows));
+        known(loom_arena_blocks(arena, segment, blocks, 1, &few));
+        CHECK(rows <= LOOM_BLOCKS_MAX && few <= 1);
+    }
+    CHECK_CODE(loom_arena_blocks(arena, LOOM_SEGMENTS, blocks, LOOM_BLOCKS_MAX, &count), LOOM_E_USAGE);
+    free(segments);
+    free(blocks);
+    free(senders);
+}
+
 /* Overwrite the tables at random under three handles that go on working, then let the node clean up. */
 static void test_tables(uint64_t seed, int rounds) {
     uint64_t state = seed;
@@ -125,7 +146,7 @@ static void test_tables(uint64_t seed, int rounds) {
                 break;
             }
             default:
-                switch (roll(&state) % 6) {
+                switch (roll(&state) % 7) {
                 case 0: known(loom_arena_collect(arena)); break;
                 case 1: known(loom_arena_trim(arena, &ignored)); break;
                 case 2: known(loom_arena_sweep(arenas[0])); break;
@@ -135,6 +156,7 @@ static void test_tables(uint64_t seed, int rounds) {
                     known(loom_arena_stats(arena, &stats));
                     break;
                 }
+                case 5: list_all(arena); break;
                 default: {
                     loom_arena *extra;
                     known(loom_arena_attach(name, &extra));

@@ -5,11 +5,15 @@ vectors.json is for implementations in other languages, which is why what is not
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -20,9 +24,14 @@ import zmq
 
 import loom
 from loom import errors
+from loom.actor import board
+from loom.actor.address import Address, start_time_of
+from loom.actor.child import Order
+from loom.actor.links import Links
 from loom.actor.reply import STREAM_WINDOW
 from loom.errors import LoomError
 from loom.node.site import Service
+from loom.supervise.child import ActorChild
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
 
@@ -207,17 +216,74 @@ def test_exchanges(house: loom.Node, vector: dict[str, Any]) -> None:
             assert same(value, value_of(expected["value"]))
 
 
-def test_no_endpoint_is_used_twice(node: loom.Node) -> None:
-    """Neither by the next incarnation, nor by another actor on the same row of the board."""
+def test_the_address(node: loom.Node) -> None:
     seen = set()
-    for _ in range(3):
-        ref = node.spawn(Vectors, name="vectors")
-        assert ref.add(1, 2).result(timeout_s=20) == 3
+    for incarnation in (1, 2, 3):
+        if incarnation == 1:
+            node.spawn(Vectors, name="vectors")
         address = resolve(node, "vectors")
-        assert address.keys() == {"name", "endpoint", "pid", "start_time", "incarnation", "row", "participant"}
+        listed = {key for key, *_ in rows("## Finding an actor")}
+        assert address.keys() == listed
+        assert (address["name"], address["incarnation"]) == ("vectors", incarnation)
+        assert start_time_of(address["pid"]) == address["start_time"]
+        add = msgpack.packb({"id": 40 + incarnation, "kind": "call", "name": "add", "body": [[1, 2]]})
+        talk(address["endpoint"], [[add]], 1)
+        os.kill(address["pid"], signal.SIGKILL)
+        call = msgpack.packb({"id": 1, "kind": "call", "name": "obituary", "body": [["vectors", incarnation]]})
+        ((answer,),) = talk(node.endpoint, [[call]], 1)
+        assert msgpack.unpackb(answer)["body"] == {"cause": "killed by SIGKILL", "last_id": 40 + incarnation}
         seen.add(address["endpoint"])
-        node.stop("vectors")
     assert len(seen) == 3
+
+
+class Unlaunchable:
+    """What a child needs of its node, but for processes: only one row on the board, and no launch succeeds."""
+
+    def __init__(self) -> None:
+        self.launcher = self
+        self.board = SimpleNamespace(words=[0] * 2 * board.WORDS)
+        self.arena = SimpleNamespace(name="none")
+        self.folder = Path("/nowhere")
+        self.address = Address("node", "ipc:///nowhere/node", 1, 1, 1)
+        self.cookie = "none"
+        self.endpoints: list[str] = []
+
+    def take_row(self) -> int:
+        return 1
+
+    def free_row(self, row: int) -> None: ...
+
+    async def launch(self, order: Order) -> Any:
+        self.endpoints.append(order.endpoint)
+        raise errors.StartFailed("not here")
+
+
+def test_no_endpoint_is_given_twice() -> None:
+    """Neither to the next incarnation, nor to another actor on the same row of the board."""
+    site: Any = Unlaunchable()
+    for name in ("first", "second"):
+        order = Order(name, 0, "", 0, site.address, "none", "none", b"")
+        child = ActorChild(site, name, order, "permanent", 5.0, lambda child, death: None)
+        for _ in range(3):
+            assert asyncio.run(child.start()) is not None
+    assert len(site.endpoints) == len(set(site.endpoints)) == 6
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [(board.INCARNATION, 2), (board.PID, 78), (board.STATE, board.DOWN)],
+    ids=["next", "other", "down"],
+)
+def test_an_address_is_not_current_any_more(word: int, value: int) -> None:
+    """When its row on the board tells of another incarnation, of another actor's process, or of a death."""
+    words = [0] * 3 * board.WORDS
+    at = 2 * board.WORDS
+    words[at + board.STATE], words[at + board.INCARNATION], words[at + board.PID] = board.RUNNING_STATE, 1, 77
+    links: Any = SimpleNamespace(_words=words)
+    address = Address("a", "ipc:///nowhere/2.1", 77, 1, 1, row=2)
+    assert Links.is_current(links, address)
+    words[at + word] = value
+    assert not Links.is_current(links, address)
 
 
 # --- the text of the specification ---

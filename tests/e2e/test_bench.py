@@ -16,6 +16,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SIZES = ["1KiB", "32KiB", "1MiB", "16MiB", "64MiB", "256MiB", "1GiB"]
+
+ARENA = ["arena-lease", *(f"arena-hand-{size}" for size in SIZES), "arena-fanout", "arena-ray"]
+
+QUESTIONS = ["ask", "pipeline", "tell", "tensor", "spawn", "restart", "memory", "start", *ARENA]
+
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
@@ -125,7 +131,7 @@ def test_list_names_every_question() -> None:
     run = bench("--list")
     assert run.returncode == 0
     names = [line.split()[0] for line in run.stdout.splitlines()]
-    assert names == ["ask", "pipeline", "tell", "tensor", "spawn", "restart", "memory", "start"]
+    assert names == QUESTIONS
 
 
 @pytest.mark.parametrize(
@@ -134,7 +140,7 @@ def test_list_names_every_question() -> None:
         (["--only", "aks"], "bench: unknown question 'aks': did you mean 'ask'?"),
         (
             ["--only", "ask", "zzzzzz"],
-            "bench: unknown question 'zzzzzz': there are ask, pipeline, tell, tensor, spawn, restart, memory, start",
+            f"bench: unknown question 'zzzzzz': there are {', '.join(QUESTIONS)}",
         ),
         (["--json", "/nowhere/f.json"], "bench: /nowhere/f.json: expected a file in a folder that exists"),
     ],
@@ -177,6 +183,97 @@ def test_a_question_that_cannot_be_put_is_named_and_the_others_are_put(
     assert result.ratio.median == 0.5
     assert "Not taken: broken: OSError: no room" in to_text(document)
     assert "broken ... not taken: OSError: no room" in capsys.readouterr().err
+
+
+def test_arena_lease_in_json(folder: Path) -> None:
+    file = folder / "lease.json"
+    run = bench("--quick", "--only", "arena-lease", "--json", file, TMPDIR=str(folder))
+    assert run.returncode == 0, run.stderr
+    document = json.loads(file.read_text())
+    assert (document["missing"], document["skipped"]) == ([], [])
+    names = [f"arena-{kind}-{size}" for size in ("64KiB", "1MiB") for kind in ("lease", "empty")]
+    assert [result["question"] for result in document["results"]] == names
+    for result in document["results"]:
+        size = result["question"].rpartition("-")[2]
+        assert is_figures(result["loom"], "us")
+        assert list(result["rivals"]) == [f"SharedMemory {size}"]
+        assert is_figures(result["rivals"][f"SharedMemory {size}"], "us")
+        assert len(result["rounds"]) == 2
+
+
+def test_arena_hand_gives_a_line_for_each_way(folder: Path) -> None:
+    file = folder / "hand.json"
+    run = bench("--quick", "--only", "arena-hand-32KiB", "--json", file, TMPDIR=str(folder))
+    assert run.returncode == 0, run.stderr
+    rivals = {one["question"]: list(one["rivals"]) for one in json.loads(file.read_text())["results"]}
+    assert rivals == {
+        "arena-hand-32KiB-shared": ["empty call"],
+        "arena-hand-32KiB-copied": ["warm memcpy", "Pipe"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "huge", "expected"),
+    [
+        ("arena", True, ARENA),
+        ("arena", False, [name for name in ARENA if not name.endswith("1GiB")]),
+        ("arena-hand", False, [f"arena-hand-{size}" for size in SIZES[:-1]]),
+        ("arena-hand-1GiB", False, ["arena-hand-1GiB"]),
+        ("", True, QUESTIONS),
+        ("ask", False, ["ask"]),
+        ("as", False, []),
+    ],
+)
+def test_a_group_is_named_by_how_its_questions_begin(
+    name: str, huge: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench.__main__ import named
+
+    assert [question.name for question in named(name, huge)] == expected
+
+
+def test_what_this_machine_has_no_room_for_is_skipped_aloud(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from contextlib import contextmanager
+
+    from bench import room
+    from bench.__main__ import take
+    from bench.question import Line, Question, Turn
+    from bench.report import to_markdown, to_text
+
+    @contextmanager
+    def vast(quick: bool) -> Iterator[dict[str, Turn]]:
+        room.need(2**60, 0)
+        yield {}
+
+    document = take([Question("vast", (Line("vast", "much", "Loom", ("peer",), "s", ""),), vast)], 2, True)
+    assert (document.results, document.missing) == ([], [])
+    (skipped,) = document.skipped
+    assert skipped.question == "vast"
+    assert skipped.error.startswith("/dev/shm has ")
+    assert skipped.error.endswith(" MiB free, expected 1,099,511,627,776 MiB or more")
+    for text in (to_text(document), to_markdown(document)):
+        assert f"Skipped: vast: {skipped.error}" in text
+    assert f"vast ... skipped: {skipped.error}" in capsys.readouterr().err
+
+
+def test_long_turns_have_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from contextlib import contextmanager
+
+    from bench.question import Line, Question, Turn, put
+
+    @contextmanager
+    def contest(quick: bool) -> Iterator[dict[str, Turn]]:
+        yield {"Loom": lambda: [1.0], "peer": lambda: [1.0]}
+
+    line = Line("one", "a thing", "Loom", ("peer",), "s", "")
+    for rounds, played in ((15, 5), (2, 1)):
+        (result,) = put(Question("one", (line,), contest, one_round_in=3), rounds, True)
+        assert len(result.rounds) == played
 
 
 @pytest.mark.parametrize(("unit", "p99"), [("s", 100.0), ("k/s", 0.001)])

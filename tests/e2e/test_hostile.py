@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -48,6 +49,10 @@ class Hermit(loom.Actor):
 
     def count(self, n: int) -> Iterator[int]:
         yield from range(n)
+
+    def nap(self, s: float) -> str:
+        time.sleep(s)
+        return "rested"
 
     def _private(self) -> None: ...
 
@@ -342,7 +347,8 @@ def goes_on(house: loom.Node, address: dict[str, Any], until: Callable[..., Any]
     """After each test: the same process answers, nothing is left under way, and the counters sum."""
     yield
     assert house.lookup("hermit").add(1, 2).result(timeout_s=20) == 3
-    until(lambda: is_at_rest(house), within_s=30)  # a stream whose consumer left may rest until it is looked at
+    # A stream whose consumer left may rest until it is looked at.
+    until(lambda: is_at_rest(house), within_s=30)
     found = hermit(house)
     assert (found.pid, found.incarnation) == (address["pid"], 1)
     assert house.stats().pid == house.pid
@@ -470,6 +476,22 @@ class TestStreams:
         assert stranger.items(call("count", 100), 32) == list(range(32))
         assert stranger.answers([head(kind="cancel", correlation_id=ID)]) == []
 
+    def test_credit_that_comes_before_the_stream_begins(self, stranger: Stranger) -> None:
+        """While the actor sleeps, both wait; the credit must not be lost, or the stream would rest for ever."""
+        stranger.socket.send_multipart(call("nap", 0.3, id=1))
+        stranger.socket.send_multipart(call("count", 10, credit=1))
+        stranger.socket.send_multipart([head(kind="credit", correlation_id=ID, credit=100)])
+        assert [stranger.read().body for _ in range(12)] == ["rested", *range(10), None]
+
+    def test_cancel_that_comes_before_the_call_begins(self, stranger: Stranger) -> None:
+        stranger.socket.send_multipart(call("nap", 0.3, id=1))
+        stranger.socket.send_multipart(call("count", 10, priority=90))
+        stranger.socket.send_multipart([head(kind="cancel", correlation_id=ID)])
+        answers = [stranger.read(), stranger.read()]
+        assert sorted((one.to, one.kind) for one in answers) == [(1, "reply"), (ID, "error")]
+        assert {one.code for one in answers} == {"", "L2004"}
+        assert stranger.sane_answer() == []
+
     def test_an_id_that_is_under_way(self, stranger: Stranger) -> None:
         assert stranger.items(call("count", 10, credit=1), 1) == [0]
         (refused,) = stranger.answers(call("count", 10, credit=1))
@@ -503,14 +525,17 @@ class TestFloods:
     def test_a_consumer_that_reads_late_gets_everything_in_order(
         self, house: loom.Node, address: dict[str, Any], until: Callable[..., Any]
     ) -> None:
-        """More items than ZeroMQ's queues hold: the rest waits in the actor."""
+        """More items than ZeroMQ's queues hold: the rest waits in the actor, and new ones wait behind it."""
+        n = 35_000
         late = Stranger(address["endpoint"], ("add", [40, 2], 42), RCVHWM=1)
         before = hermit(house)
-        late.socket.send_multipart(call("count", 70_000, credit=2**63))
+        late.socket.send_multipart(call("count", n, credit=2**63))
         until(lambda: hermit(house).processed > before.processed, within_s=60)
-        found = [late.read() for _ in range(70_001)]
-        assert [one.body for one in found[:-1]] == list(range(70_000))
-        assert found[-1].kind == "end"
+        late.socket.send_multipart(call("count", n, credit=2**63, id=ID + 1))
+        found = [late.read() for _ in range(2 * (n + 1))]
+        assert found == [
+            Answer(to, "item", at) if at < n else Answer(to, "end", None) for to in (ID, ID + 1) for at in range(n + 1)
+        ]
         late.close()
 
     def test_a_consumer_that_never_reads_and_leaves(

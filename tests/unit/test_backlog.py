@@ -61,6 +61,26 @@ def test_empty() -> None:
         backlog.pop()
 
 
+@pytest.mark.parametrize("wanted", range(15))
+def test_one_is_found_and_taken_out(wanted: int) -> None:
+    backlog: Backlog[tuple[int, int]] = Backlog()
+    everything = [(number, (0, 50, 100, 20, 80)[number % 5]) for number in range(15)]
+    for one in everything:
+        backlog.push(one, one[1])
+    found = backlog.find(lambda one: one[0] == wanted)
+    assert found is everything[wanted]
+    backlog.remove(found)
+    assert backlog.find(lambda one: one[0] == wanted) is None
+    assert len(backlog) == 14
+    left = [backlog.pop() for _ in range(14)]
+    assert left == sorted((one for one in everything if one[0] != wanted), key=lambda one: (-one[1], one[0]))
+
+
+def test_nothing_is_found_in_an_empty_one() -> None:
+    backlog: Backlog[str] = Backlog()
+    assert backlog.find(lambda _: True) is None
+
+
 def test_it_is_a_stable_sort_of_what_is_waiting() -> None:
     chance = random.Random(20)
     backlog: Backlog[tuple[int, int]] = Backlog()

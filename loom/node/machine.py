@@ -1,0 +1,201 @@
+"""Machine: the facts about this machine that decide whether a node can run on it; `loom.node.fitness` judges them.
+
+A part of Loom that cannot even be imported is a fact like others: so this imports nothing of it at the top.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_TRUE, _FALSE = ("yes", "true", "on", "1", "y", "t"), ("no", "false", "off", "0", "n", "f")
+"""A boolean in systemd.syntax(7); anything else is ignored there."""
+
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
+
+
+class Facts(NamedTuple):
+    """One look at the machine. The defaults are those of a machine on which nothing is amiss.
+
+    Sizes in bytes; a limit that is None does not exist; a text that is "" means that it worked.
+    """
+
+    shm_size_bytes: int | None = 16 * 2**30
+    """None: there is no /dev/shm."""
+    shm_free_bytes: int = 16 * 2**30
+    shm_error: str = ""
+    """Why no file can be made there."""
+    uid: int = 1000
+    logind: bool = True
+    lingers: bool = False
+    remove_ipc: bool = False
+    files_soft: int | None = 65536
+    files_hard: int | None = 65536
+    process_limits: tuple[tuple[str, int], ...] = ()
+    """What bounds the number of processes: (which limit, how many)."""
+    kernel: str = "6.1.0"
+    pidfd_error: str = ""
+    memfd_error: str = ""
+    subreaper_error: str = ""
+    runtime_dir: str = "/run/user/1000"
+    """$XDG_RUNTIME_DIR, "" when it is not set."""
+    folder: str = "/run/user/1000/loom"
+    """Where nodes keep their sockets."""
+    folder_error: str = ""
+    remains: tuple[str, ...] = ()
+    remains_error: str = ""
+    python: tuple[int, int, int] = (3, 11, 0)
+    native_error: str = ""
+
+
+def look() -> Facts:
+    """Gather the facts. The folder of this user's nodes is made, as any command makes it; else nothing changes."""
+    size_bytes, free_bytes, shm_error = _shm()
+    soft, hard = map(_limit, resource.getrlimit(resource.RLIMIT_NOFILE))
+    folder, folder_error, remains, remains_error = _folder()
+    uid = os.getuid()
+    return Facts(
+        shm_size_bytes=size_bytes,
+        shm_free_bytes=free_bytes,
+        shm_error=shm_error,
+        uid=uid,
+        logind=os.path.isdir("/run/systemd/seats"),  # as sd_login(3) finds out
+        lingers=_lingers(uid),
+        remove_ipc=remove_ipc([Path(top) for top in ("/etc", "/run", "/usr/local/lib", "/usr/lib")]),
+        files_soft=soft,
+        files_hard=hard,
+        process_limits=tuple(_process_limits()),
+        kernel=os.uname().release,
+        pidfd_error=_error_of(_try_pidfd),
+        memfd_error=_error_of(lambda: os.close(os.memfd_create("loom-doctor"))),
+        subreaper_error=_error_of(_try_subreaper),
+        runtime_dir=os.environ.get("XDG_RUNTIME_DIR", ""),
+        folder=folder,
+        folder_error=folder_error,
+        remains=remains,
+        remains_error=remains_error,
+        python=sys.version_info[:3],
+        native_error=_error_of(_try_native),
+    )
+
+
+def remove_ipc(tops: Sequence[Path]) -> bool:
+    """What RemoveIPC= is in logind.conf(5) below these folders, the most important one first; yes by default.
+
+    The first logind.conf counts, then the drop-ins of all folders in the order of their names; of two with one name
+    that of the more important folder.
+    """
+    main = [top / "systemd/logind.conf" for top in tops]
+    dropins: dict[str, Path] = {}
+    for top in reversed(tops):
+        dropins.update({path.name: path for path in (top / "systemd/logind.conf.d").glob("*.conf")})
+    value = True
+    for path in [*[path for path in main if path.exists()][:1], *[dropins[name] for name in sorted(dropins)]]:
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            key, _, text = line.partition("=")
+            if key.strip() == "RemoveIPC":
+                word = text.strip().lower()
+                value = word in _TRUE if word in (*_TRUE, *_FALSE) else value
+    return value
+
+
+def _shm() -> tuple[int | None, int, str]:
+    try:
+        about = os.statvfs("/dev/shm")
+    except OSError:
+        return None, 0, ""
+    error = "" if os.access("/dev/shm", os.W_OK | os.X_OK) else "permission denied"
+    return about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize, error
+
+
+def _lingers(uid: int) -> bool:
+    import pwd
+
+    try:
+        return Path("/var/lib/systemd/linger", pwd.getpwuid(uid).pw_name).exists()
+    except (KeyError, OSError):
+        return False
+
+
+def _limit(number: int) -> int | None:
+    return None if number == resource.RLIM_INFINITY else number
+
+
+def _process_limits() -> Iterator[tuple[str, int]]:
+    soft = _limit(resource.getrlimit(resource.RLIMIT_NPROC)[0])
+    if soft is not None and os.getuid() != 0:
+        yield "RLIMIT_NPROC", soft
+    for name, path in (("kernel.pid_max", "/proc/sys/kernel/pid_max"), ("pids.max of the cgroup", _pids_max())):
+        try:
+            yield name, int(Path(path).read_text())
+        except (OSError, ValueError):  # "max", or there is none
+            continue
+
+
+def _pids_max() -> str:
+    """Of the process's own cgroup (version 2); in a container that is the root of what it sees."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    group = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    return f"/sys/fs/cgroup{group.rstrip('/')}/pids.max"
+
+
+def _folder() -> tuple[str, str, tuple[str, ...], str]:
+    """(folder, why it cannot be used, what is left of dead nodes, why that is not known)."""
+    try:
+        from loom.errors import LoomError
+        from loom.node import folder
+    except Exception as error:
+        return "", "", (), _text(error)
+    try:
+        base = str(folder.base())
+    except LoomError as error:
+        return "", str(error), (), "there is no runtime folder"
+    try:
+        return base, "", tuple(folder.remains()), ""
+    except OSError as error:
+        return base, "", (), _text(error)
+
+
+def _error_of(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except Exception as error:
+        return _text(error)
+    return ""
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error.strerror if isinstance(error, OSError) and error.strerror else error).split())
+
+
+def _try_native() -> None:
+    import loom._native  # noqa: F401
+
+
+def _try_pidfd() -> None:
+    os.close(os.pidfd_open(os.getpid()))
+
+
+def _try_subreaper() -> None:
+    """Set the attribute, and set it back to what it was."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    before = ctypes.c_int()
+    for call in (
+        (_PR_GET_CHILD_SUBREAPER, ctypes.byref(before)),
+        (_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1)),
+        (_PR_SET_CHILD_SUBREAPER, None),
+    ):
+        if prctl(call[0], ctypes.c_ulong(before.value) if call[1] is None else call[1], 0, 0, 0):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

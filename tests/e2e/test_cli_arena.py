@@ -1,0 +1,151 @@
+"""`loom-node arena` and `loom-node doctor`, as commands."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loom
+
+MIB = 1 << 20
+GENEROUS_S = 60.0
+
+
+class Keeper(loom.Actor):
+    """Keeps arrays: its own, and those it is sent."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def make(self, size_bytes: int) -> Any:
+        self.kept.append(loom.arena.share(np.ones(size_bytes, np.uint8)))
+        return self.kept[-1]
+
+    def keep(self, array: Any) -> int:
+        self.kept.append(array)
+        return int(array.sum())
+
+    def drop(self) -> None:
+        self.kept.clear()
+
+
+@pytest.fixture
+def node() -> Iterator[loom.Node]:
+    with loom.Node(arena="64MiB") as node:
+        yield node
+
+
+def loom_node(*words: str, code: int = 0, **environ: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "loom.cli.main", *words],
+        env={**os.environ, **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS_S,
+    )
+    assert (done.returncode, done.stderr) == (code, ""), done
+    return done.stdout
+
+
+def test_arena_of_a_node_without_arrays(node: loom.Node) -> None:
+    text = loom_node("arena", "--node", node.endpoint)
+    assert "0.0 MiB of 64.0 MiB reserved in 0 segments" in text
+    found = json.loads(loom_node("arena", "--node", node.endpoint, "--json"))
+    assert found["segments"] == []
+    assert found["stats"]["in_use_bytes"] == found["warm_bytes"] == 0
+    assert found["holdings"][0]["name"] == "node"
+
+
+def test_arena_names_owners_and_holders(node: loom.Node) -> None:
+    maker, reader = node.spawn(Keeper, name="maker"), node.spawn(Keeper, name="reader")
+    array = maker.make(MIB).result(timeout_s=GENEROUS_S)
+    assert reader.keep(array).result(timeout_s=GENEROUS_S) == MIB
+    found = json.loads(loom_node("arena", "--node", node.endpoint, "--json"))
+    assert set(found) == {"name", "stats", "warm_bytes", "segments", "holdings"}
+    assert found["name"].startswith(f"loom-{os.getuid()}-")
+    by_name = {one["name"]: one for one in found["holdings"] if one["name"]}
+    pids = {actor.name: actor.pid for actor in node.stats().actors}
+    assert {name: by_name[name]["pid"] for name in pids} == pids
+    (segment,) = found["segments"]
+    assert segment["owner"] == by_name["maker"]["participant"]
+    assert (segment["state"], segment["blocks"], segment["in_use_bytes"]) == ("live", 1, MIB)
+    assert by_name["maker"]["segments"] == by_name["maker"]["blocks"] == 1
+    assert by_name["maker"]["reserved_bytes"] == segment["size_bytes"] == found["stats"]["reserved_bytes"]
+    assert found["warm_bytes"] == segment["size_bytes"] - MIB
+    assert (by_name["reader"]["segments"], by_name["reader"]["leases"]) == (0, 1)
+    assert by_name["reader"]["leased_bytes"] == MIB
+    (ours,) = (one for one in found["holdings"] if one["pid"] == os.getpid())
+    assert (ours["name"], ours["leases"], ours["alive"]) == ("", 1, True)
+    assert found["stats"]["in_flight"] == sum(one["in_flight"] for one in found["holdings"]) == 0
+    assert found["stats"]["bytes_shared"] >= 2 * MIB
+
+    text = loom_node("arena", "--node", node.endpoint)
+    lines = text.splitlines()
+    assert "1.0 MiB in use in 1 block" in lines[0]
+    assert any(line.startswith("maker ") and "1.0 MiB" in line for line in lines)
+    assert any(line.startswith("reader ") for line in lines)
+    assert lines[-1].split()[:3] == ["0", "live", "maker"]
+    assert "MiB free" in text
+    assert str(os.getpid()) in text
+
+    report = node.arena()
+    assert {one.label for one in report.holdings} >= {"node", "maker", "reader", f"pid {os.getpid()}"}
+    assert report.label(segment["owner"]) == "maker"
+    del array
+    gc.collect()
+
+
+def test_arena_of_a_dead_owner(node: loom.Node) -> None:
+    """Its segment stays with the node for as long as somebody reads in it."""
+    maker = node.spawn(Keeper, name="maker")
+    array = maker.make(MIB).result(timeout_s=GENEROUS_S)
+    node.stop("maker")
+    report = node.arena()
+    assert [(one.state, one.blocks, report.label(one.owner)) for one in report.segments] == [("orphaned", 1, "node")]
+    assert "1 segment of dead owners" in loom_node("arena", "--node", node.endpoint)
+    assert array.sum() == MIB
+    del array
+    gc.collect()
+
+
+def test_arena_without_a_node_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "loom.cli.main", "arena", "--node", "nobody"],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS_S,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("loom-node: L1007 ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_doctor_checks_this_machine_on_which_nodes_run() -> None:
+    text = loom_node("doctor")
+    assert text.startswith("STATUS")
+    assert text.splitlines()[-1].startswith("0 problems, ")
+    found = json.loads(loom_node("doctor", "--json"))
+    assert found["ok"] is True
+    assert {one["name"] for one in found["checks"]} >= {"/dev/shm", "RemoveIPC", "open files", "kernel", "native core"}
+    for one in found["checks"]:
+        assert set(one) == {"name", "status", "found", "remedy"}
+        assert one["status"] in ("ok", "warning")
+        assert bool(one["remedy"]) == (one["status"] != "ok")
+
+
+def test_doctor_fails_when_no_node_could_start(tmp_path: Path) -> None:
+    long = tmp_path / ("d" * 100)
+    long.mkdir()
+    found = json.loads(loom_node("doctor", "--json", code=1, XDG_RUNTIME_DIR=str(long)))
+    assert found["ok"] is False
+    assert [one["name"] for one in found["checks"] if one["status"] == "problem"] == ["runtime folder"]
