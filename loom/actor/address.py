@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import msgspec
@@ -35,12 +36,18 @@ def start_time_of(pid: int | str = "self") -> int:
 def open_pidfd(pid: int, start_time: int) -> int | None:
     """A pidfd for exactly that process, None when it is gone; becomes readable when the process dies.
 
+    Raises: OSError when the system has no descriptor left, which says nothing about the process.
+
     The start time is read after the pidfd is open, so a reused pid is never taken for the process that had it before.
     """
     try:
         fd = os.pidfd_open(pid)
-    except (ProcessLookupError, OverflowError, OSError):
+    except (ProcessLookupError, OverflowError):
         return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # no pid at all
+            return None
+        raise
     if start_time_of(pid) != start_time:
         os.close(fd)
         return None

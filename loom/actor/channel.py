@@ -23,9 +23,10 @@ import zmq
 
 from loom.actor import sockets
 from loom.actor.address import Address, open_pidfd
+from loom.actor.backlog import DEFAULT_PRIORITY
 from loom.actor.reply import Reply
 from loom.clock import monotonic, wall
-from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, StaleReference
+from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, StaleReference, UsageError
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
@@ -38,6 +39,9 @@ HIGH_WATER_MARK = 4096
 
 OUTBOX = 100_000
 """Messages a coroutine may leave waiting for a slow actor before it is refused with MailboxFull."""
+
+ROOM_S = 0.001
+"""How often a thread looks for room: ZeroMQ's descriptor does not always tell of it."""
 
 LINGER_MS = 1000
 """How long a closing connection may take to get rid of what was sent on it."""
@@ -67,10 +71,13 @@ class Channel:
         self._fd = int(self._socket.get(zmq.FD))
         self._pidfd = open_pidfd(address.pid, address.start_time)
         self.dead = self._pidfd is None
+        self.is_ordered = True
+        """Whether all messages had the same priority, so that they begin in the order they were sent."""
         if self.dead:
             self._socket.close()
         else:
             self._socket.connect(address.endpoint)
+            links.channels.add(self)
 
     # --- sending ---
 
@@ -80,7 +87,12 @@ class Channel:
         Raises: ArenaFull (L3003); MailboxFull (L2003) when a coroutine overruns a slow actor; ActorDied (L2001) when
         the incarnation is gone and there is no reply to tell it to.
         """
+        if len(self._outbox) >= OUTBOX and running_loop() is not None:
+            text = f"{len(self._outbox)} messages wait for actor {self.address.name!r}: await some replies first"
+            raise MailboxFull(text)
         header.timestamp = wall()
+        if header.priority != DEFAULT_PRIORITY:
+            self.is_ordered = False
         parts = self._pack(header, body)
         with self._lock:
             refused = self.dead or parts is None
@@ -89,14 +101,14 @@ class Channel:
                     reply.channel = self
                     self._pending[header.id] = reply
                 self._send(parts)
-                if len(self._pending) > 1 or self._loops:  # somebody may be waiting for the edge this swallowed
-                    self._drain()
+                if len(self._pending) > (reply is not None) or self._loops:
+                    self._drain()  # somebody else may be waiting for the edge that this swallowed
         if refused:
             frames.recall(header.buffers, self._arena)
             if reply is None:
                 raise ActorDied(f"actor {self.address.name!r} died before the message was sent", started=False)
             reply.channel = self._links.node
-            self._links.lost(self, [reply])
+            self._links.lost(self, [reply], was_sent=False)
             return
         if header.buffers:
             self._links.collect_soon()
@@ -104,6 +116,8 @@ class Channel:
             self._run_callbacks()
         if self._outbox:
             self._wait_for_room()
+            if self.dead and reply is None:
+                raise ActorDied(f"actor {self.address.name!r} died before it took the message", started=None)
 
     def _pack(self, header: Envelope, body: codec.Body) -> list[Any] | None:
         """The frames of a message; None when the actor died meanwhile and left the arena.
@@ -128,7 +142,9 @@ class Channel:
 
     def expire(self, reply: Reply) -> None:
         """The deadline of `reply` has passed: it ends as CallTimeout, a later answer is discarded."""
-        self._give_up(reply, CallTimeout(f"no reply from {reply.what} before its deadline; the call may still run"))
+        error = CallTimeout(f"no reply from {reply.what} before its deadline; the call may still run")
+        if self._give_up(reply, error):
+            self._control(Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=reply.id))
 
     def _control(self, header: Envelope) -> None:
         with self._lock:
@@ -162,17 +178,16 @@ class Channel:
         loop = running_loop()
         if loop is not None:
             self.watch(loop)
-            if len(self._outbox) > OUTBOX:
-                raise MailboxFull(
-                    f"{len(self._outbox)} messages wait for actor {self.address.name!r}: await some replies first"
-                )
             return
-        while self._outbox and not self.dead:
-            self._sleep(
-                0.001, self._links.waker()
-            )  # ZeroMQ's descriptor does not always tell of room, so look now and then
+        self._flush(None)
+
+    def _flush(self, until: float | None) -> None:
+        """Wait until the outbox is empty, the actor dead, or `until` (monotonic seconds) has passed."""
+        while self._outbox and not self.dead and (until is None or monotonic() < until):
+            self._sleep(ROOM_S, self._links.waker())
             with self._lock:
-                self._drain()
+                if not self.dead:
+                    self._drain()
             self._run_callbacks()
 
     # --- receiving ---
@@ -180,6 +195,9 @@ class Channel:
     def wait(self, reply: Reply, until: float | None) -> bool:
         """Read until there is news for `reply`, or it moved to another channel; False when `until` passed first."""
         waker = self._links.waker()
+        if self.address.name == self._links.owner:
+            name = self.address.name
+            raise UsageError(f"actor {name!r} waits for itself, which never ends: use 'await' in an async handler")
         readable = False
         while True:
             with self._lock:
@@ -318,7 +336,10 @@ class Channel:
                 callback, reply = self._callbacks.popleft()
             except IndexError:  # another thread was faster
                 return
-            callback(reply)
+            try:
+                callback(reply)
+            except Exception as error:  # it is nobody's here: neither the reader's nor the next callback's
+                log.error("a callback of %r raised:\n%s", reply, failures.traceback_of(error))
 
     def on_news(self, reply: Reply, callback: Callable[[Reply], None]) -> None:
         """Call `callback(reply)` at the next news for `reply`: at once when there is some."""
@@ -346,7 +367,10 @@ class Channel:
             self.dead = True
             orphans = list(self._pending.values())
             self._pending.clear()
-            self._outbox.clear()
+            if self._outbox:
+                log.warning("dead letters: %d messages to %r were never sent", len(self._outbox), self.address.name)
+                self._outbox.clear()
+            self._links.channels.discard(self)
             for reply in orphans:
                 reply.channel = heir
                 for waker in reply.wakers:
@@ -387,14 +411,23 @@ class Channel:
         self._run_callbacks()
 
     def retire(self) -> None:
-        """The actor has a newer incarnation: close as soon as nothing is pending here any more."""
+        """The actor has a newer incarnation: nothing is sent here any more."""
         with self._lock:
             idle = not self._pending
         if idle:
             self.close()
+        else:
+            self.look()
+
+    def look(self) -> None:
+        """Notice the actor's death when nobody is reading here."""
+        if not self.dead and self._exited():
+            self._bury()
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
         """Disconnect; messages handed over before get `linger_ms` to leave. Pending replies end as ActorDied."""
+        if linger_ms and self._outbox:
+            self._flush(monotonic() + linger_ms / 1000)
         orphans = self._shut(heir=self, linger_ms=linger_ms)
         self.fail_all(orphans, lambda reply: ActorDied(f"the connection to {reply.what} was closed"))
 

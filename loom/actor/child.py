@@ -2,7 +2,7 @@
 
 It runs in a process that the zygote has just forked. It ties its life to the node's, says hello on its control socket,
 makes the actor, says that it started (or why not), and receives until it is told to stop. The control socket carries
-small MessagePack maps: {"hello"}, {"started"}, {"failed"} and {"exiting"} to the node, {"stop"} from it.
+small MessagePack maps: {"hello"}, {"started"} and {"failed"} to the node, {"stop"} from it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 FAILED_START = 70
 """Exit code of a process whose actor could not be made (EX_SOFTWARE of sysexits.h)."""
+
+
+BRIEF_CHARS = 1000
+"""How much of the message of a failed start travels beside its traceback."""
 
 
 class Order(msgspec.Struct):
@@ -173,7 +177,7 @@ def _live(order: Order, control: Control) -> int:
     except BaseException as error:
         skip = 2 if not isinstance(error, ActorImportError) else 0
         text = failures.traceback_of(error, skip)
-        brief = f"{type(error).__qualname__}: {failures.message_of(error)}"
+        brief = f"{type(error).__qualname__}: {failures.message_of(error)}"[:BRIEF_CHARS]
         control.send({"failed": text, "brief": brief})
         return FAILED_START
     receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)

@@ -33,6 +33,9 @@ from loom.wire.envelope import Envelope
 _by_endpoint: weakref.WeakValueDictionary[str, Links] = weakref.WeakValueDictionary()
 _factory: list[Callable[[str], Links]] = []
 
+MAX_SOCKETS = 4096
+"""Actors that one process can be connected to; ZeroMQ's own limit is 1023."""
+
 COLLECT_EVERY_S = 1.0
 COLLECT_FOR_S = 60.0
 
@@ -56,6 +59,7 @@ class Links:
 
     def __init__(self, node: Address, arena: Arena | None, board: Board | None, owner: str = "") -> None:
         self.context = zmq.Context(io_threads=1)
+        self.context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         self.arena = arena
         self.board = board
         self.owner = owner
@@ -71,8 +75,10 @@ class Links:
         self._is_collecting = False
         self._collect_until = 0.0
         self.has_sent = False
+        self.channels: set[Channel] = set()
+        """Every open channel, those of dead incarnations that nobody reads included."""
         self.node = Channel(self, node)
-        _by_endpoint[node.endpoint] = self
+        _by_endpoint.setdefault(node.endpoint, self)
 
     def next_id(self) -> int:
         """A message id that is unique among those of this process and, nearly, of the node."""
@@ -127,12 +133,27 @@ class Links:
             and self._words[at + rows.STATE] != rows.DOWN
         )
 
-    def ask_node(self, verb: str, *args: Any, **kwargs: Any) -> Reply:
+    def ask_node(self, verb: str, *args: Any) -> Reply:
         """Call one of the node's own verbs."""
-        reply = Reply(self.next_id(), f"the node's {verb!r}")
-        body = codec.encode_call(args, kwargs)
-        self.node.post(self.header(envelope.CALL, "node", verb, reply.id), body, reply)
+        reply = self.new_ask(verb)
+        self.send_ask(reply, verb, *args)
         return reply
+
+    def new_ask(self, verb: str) -> Reply:
+        """The reply of a call to the node that is yet to be sent."""
+        reply = Reply(self.next_id(), f"the node's {verb!r}")
+        reply.channel = self.node
+        return reply
+
+    def send_ask(self, reply: Reply, verb: str, *args: Any) -> None:
+        """Send the call to the node that `reply` is for."""
+        header = self.header(envelope.CALL, "node", verb, reply.id)
+        self.node.post(header, codec.encode_call(args, {}), reply)
+
+    def bury_dead(self) -> None:
+        """Close the channels of actors that are gone and that nobody reads from."""
+        for channel in list(self.channels):
+            channel.look()
 
     def header(self, kind: str, to: str, name: str, message_id: int) -> Envelope:
         """A header with what is the same for all messages of this process filled in."""
@@ -146,7 +167,7 @@ class Links:
             participant=self.participant,
         )
 
-    def lost(self, channel: Channel, orphans: list[Reply]) -> None:
+    def lost(self, channel: Channel, orphans: list[Reply], *, was_sent: bool = True) -> None:
         """`orphans` were pending when their actor died: find out how, then end each as ActorDied."""
         if channel is self.node:
             why = self.why_down()
@@ -157,7 +178,8 @@ class Links:
         obituary = self.ask_node("obituary", address.name, address.incarnation)
 
         def tell(_: Reply) -> None:
-            self.node.fail_all(orphans, lambda reply: _died(address, obituary, reply))
+            is_ordered = channel.is_ordered
+            self.node.fail_all(orphans, lambda reply: _died(address, obituary, reply, was_sent, is_ordered))
 
         obituary.add_done_callback(tell)
         for loop in channel.loops():
@@ -167,17 +189,21 @@ class Links:
         """Close every channel and wait, at most `linger_ms`, until what was sent is on its way."""
         if self._is_abandoned:
             return
-        for target in self._targets.values():
-            target.close(linger_ms)
+        for channel in list(self.channels):
+            if channel is not self.node:
+                channel.close(linger_ms)
         self.node.close(linger_ms)
         self.context.term()
+        if _by_endpoint.get(self.node.address.endpoint) is self:
+            del _by_endpoint[self.node.address.endpoint]
         forget(self.arena)
 
     def abandon(self) -> None:
         """After a fork, in the child: the sockets are the parent's, and every call through them ends as NodeDown."""
         self._is_abandoned = True
         self.why_down = lambda: "this connection belongs to the process that forked this one; call loom.connect() anew"
-        self.node.abandon()
+        for channel in self.channels:
+            channel.abandon()
         for target in self._targets.values():
             target.abandon()
 
@@ -197,17 +223,20 @@ class _Obituary(msgspec.Struct):
     """The last message it began; 0 when it began none, -1 when nobody remembers."""
 
 
-def _died(address: Address, obituary: Reply, reply: Reply) -> LoomError:
-    """The error for one reply whose actor died."""
+def _died(address: Address, obituary: Reply, reply: Reply, was_sent: bool, is_ordered: bool) -> LoomError:
+    """The error for one reply whose actor died. `is_ordered`: our messages to it began in the order of their ids."""
     if obituary.error is not None:
         return ActorDied(
             f"actor {address.name!r} died before it replied to {reply.what}, "
             f"and the node cannot say why: {obituary.error}"
         )
     found = msgspec.convert(obituary.result(), _Obituary)
-    started = None if found.last_id else False
-    if found.last_id >> 32 == reply.id >> 32:  # the last message it began was ours, and ours arrive in order
-        started = reply.id <= found.last_id
+    started = None if found.last_id and was_sent else False
+    if was_sent and found.last_id >> 32 == reply.id >> 32:  # the last message that it began was ours
+        if is_ordered:
+            started = reply.id <= found.last_id
+        elif reply.id == found.last_id:
+            started = True
     begun = {True: "after it began", False: "before it began", None: "and may have begun"}[started]
     return ActorDied(
         f"actor {address.name!r} (pid {address.pid}, incarnation {address.incarnation}) died {begun} {reply.what}: "

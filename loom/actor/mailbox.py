@@ -15,15 +15,13 @@ import zmq
 
 from loom.actor import sockets
 from loom.telemetry import log
+from loom.wire.frames import MAX_FRAME_BYTES
 
 HIGH_WATER_MARK = 4096
 """Messages ZeroMQ may hold for one peer and direction."""
 
 UNSENT = 65536
 """Answers that may wait for peers that do not read; further ones are dead letters."""
-
-MAX_FRAME_BYTES = 2**31
-"""A longer frame ends its sender's connection."""
 
 
 class Mailbox:

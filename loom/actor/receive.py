@@ -118,7 +118,7 @@ class Receiver:
             self._mailbox.flush()
         until = monotonic_ns() + SLICE_NS
         backlog, ready = self._backlog, self._streams.ready
-        if not backlog:
+        if len(backlog) != 1:  # a single one, just read, is run at once; in a queue the urgent overtake
             self._fill(self._capacity)
         while backlog or ready:
             if backlog:
@@ -274,7 +274,10 @@ class Receiver:
         waiting = self._backlog.find(lambda message: _is_call(message, peer, call_id))
         if waiting is not None:
             self._backlog.remove(waiting)
-            self.answers.rejected(waiting, Rejected("cancelled by its caller before it began"))
+            if waiting.header.deadline and not waiting.header.deadline >= monotonic():
+                self.answers.expired(waiting, CallTimeout("its deadline passed in the mailbox"))
+            else:
+                self.answers.rejected(waiting, Rejected("cancelled by its caller before it began"))
 
 
 def _is_call(message: Message, peer: bytes, call_id: int) -> bool:

@@ -107,6 +107,20 @@ class Reply:
 
     def add_done_callback(self, callback: Callable[[Reply], None]) -> None:
         """Call `callback(self)` when the outcome is here: at once if it is, else on the thread that reads it."""
+
+        def when_done(reply: Reply) -> None:
+            if reply.is_done:
+                callback(reply)
+            else:  # an item of a stream: there is more to come
+                reply.on_next_news(when_done)
+
+        if self.is_done:
+            callback(self)
+        else:
+            self.on_next_news(when_done)
+
+    def on_next_news(self, callback: Callable[[Reply], None]) -> None:
+        """Call `callback(self)` when anything arrives: an item, or the outcome."""
         if self.channel is None:
             self.callbacks.append(callback)
         else:
@@ -170,7 +184,7 @@ class Reply:
             elif not loop.is_closed():
                 loop.call_soon_threadsafe(_set, future)
 
-        self.add_done_callback(wake)
+        self.on_next_news(wake)
         if self.channel is not None:
             self.channel.watch(loop)
         timer = loop.call_later(max(0.0, self.deadline - monotonic()), self._expire) if self.deadline else None

@@ -112,13 +112,13 @@ class Streams:
         if self._probe is not None:
             self._probe.cancel()
         streams = list(self._by_call.values())
-        tasks = [stream.task for stream in streams if stream.task is not None]
         for stream in streams:
             self._answers.count(rows.FAILED)
             self._close(stream)
             text = f"actor {self._name!r} was stopped in mid-stream"
             self._answers.refuse(stream.message, ActorDied(text, started=True, cause="stopped"))
-        if tasks:
+        tasks = [stream.task for stream in streams if stream.task is not None]
+        if tasks:  # the `finally` blocks of async generators
             await asyncio.wait(tasks)
 
     def _resume(self, stream: Stream) -> None:

@@ -12,12 +12,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import zmq
 
 from loom.actor.address import Address
 from loom.actor.channel import Channel, running_loop
 from loom.actor.reply import Reply
 from loom.clock import monotonic
-from loom.errors import LoomError
+from loom.errors import LoomError, StartFailed
 from loom.telemetry import log
 from loom.wire import codec, envelope, frames
 from loom.wire.envelope import Envelope
@@ -84,17 +85,19 @@ class Target:
         if body.buffers:
             body = body._replace(buffers=[self._kept(buffer) for buffer in body.buffers])
         with self._lock:
-            if self._channel is not None:
-                self._channel.retire()
-                self._channel = None
+            old, self._channel = self._channel, None
             self._waiting.append(_Waiting(header, body, reply))
             if reply is not None:
                 reply.channel = self.links.node
             lookup = self._lookup
             mine = lookup is None
             if lookup is None:
-                lookup = self._lookup = self.links.ask_node("resolve", self.name)
+                lookup = self._lookup = self.links.new_ask("resolve")
+        # Out of the lock: both of these may run callbacks, which may call this very actor.
+        if old is not None:
+            old.retire()
         if mine:
+            self.links.send_ask(lookup, "resolve", self.name)
             lookup.add_done_callback(self._found)
         loop = running_loop()
         if loop is not None:
@@ -125,10 +128,10 @@ class Target:
         """The node's answer: send what waited, or end it with the node's error."""
         error = lookup.error
         if error is None:
-            address = msgspec.convert(lookup.result(), Address)
-            channel = Channel(self.links, address)
-            for loop in self.links.node.loops():  # coroutines may be waiting for what is about to move there
-                loop.call_soon_threadsafe(channel.watch, loop)
+            try:
+                channel = self._connect(lookup)
+            except (OSError, zmq.ZMQError) as problem:
+                error = StartFailed(f"no connection to actor {self.name!r} can be opened: {problem}")
         while True:
             with self._lock:
                 if not self._waiting:
@@ -149,13 +152,13 @@ class Target:
                 else:
                     log.warning("dead letter: %s.%s: %s", self.name, header.name, problem)
 
-    def close(self, linger_ms: int) -> None:
-        """Disconnect."""
-        if self._channel is not None:
-            self._channel.close(linger_ms)
+    def _connect(self, lookup: Reply) -> Channel:
+        self.links.bury_dead()
+        channel = Channel(self.links, msgspec.convert(lookup.result(), Address))
+        for loop in self.links.node.loops():  # coroutines may be waiting for what is about to move there
+            loop.call_soon_threadsafe(channel.watch, loop)
+        return channel
 
     def abandon(self) -> None:
         """After a fork, in the child: see Channel.abandon."""
         self._lock = threading.Lock()
-        if self._channel is not None:
-            self._channel.abandon()

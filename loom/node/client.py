@@ -203,7 +203,7 @@ class Node(Client):
         finally:
             self._process.wait()
             self._links.close(linger_ms=0)
-            self._reports.close()
+            self._reports.close("its program closed it")
 
 
 _open_nodes: set[Node] = set()
@@ -246,8 +246,9 @@ class _Reports:
             self._why = str(self.wait(0.5).get("exit", "it was killed"))
         return self._why
 
-    def close(self) -> None:
-        """Close the pipe."""
+    def close(self, why: str = "") -> None:
+        """Close the pipe; from now on `why` is why the node ended."""
+        self._why = self._why or why
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

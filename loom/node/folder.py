@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from loom.errors import NameTaken, NodeNotFound, RuntimeFolderError
+from loom.errors import ConfigError, NameTaken, NodeNotFound, RuntimeFolderError
 from loom.supervise import sweep
 from loom.telemetry import log
 
@@ -81,6 +81,8 @@ class Folder:
 
         Raises: NameTaken (L1002) when a node of that name runs; RuntimeFolderError (L3002).
         """
+        if name.endswith(".lock"):
+            raise ConfigError(f"node name: expected one that does not end in '.lock', got {name!r}: choose another")
         path = base() / name
         longest = f"{path}/1023.9999999"
         if len(longest.encode()) > SOCKET_PATH_BYTES:
@@ -171,7 +173,11 @@ def clear_remains() -> int:
         path = entry.with_suffix("") if entry.suffix == ".lock" else entry
         if not path.exists() and not entry.exists():
             continue
-        lock_fd = sweep.lock(path)
+        try:
+            lock_fd = sweep.lock(path)
+        except OSError as error:  # not ours to clear
+            log.warning("%s: %s", path, error.strerror)
+            continue
         if lock_fd is None:
             continue
         cleared += _clear(path)

@@ -12,6 +12,7 @@ import ctypes
 import json
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -103,6 +104,8 @@ class NodeProcess:
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         libc.prctl(_PR_SET_NAME, b"loom-node", 0, 0, 0)
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # some four descriptors an actor
         arena_name = f"loom-{os.getuid()}-{boot.cookie}"
         launcher: Launcher | None = None
         try:

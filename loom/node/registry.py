@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections import deque
 from collections.abc import Iterator
 
 from loom.errors import ActorDied, ActorNotFound, NameTaken
@@ -19,7 +20,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._children: dict[str, Child] = {}
-        self._groups: dict[str, itertools.cycle[str]] = {}
+        self._groups: dict[str, deque[str]] = {}
         self._dead: dict[str, Child] = {}
 
     def __iter__(self) -> Iterator[Child]:
@@ -36,7 +37,7 @@ class Registry:
         """One name for several children: each lookup of it gives the next of them."""
         if name in self._children or name in self._groups:
             raise NameTaken(f"the name {name!r} is taken on this node: choose another, or stop that child first")
-        self._groups[name] = itertools.cycle(members)
+        self._groups[name] = deque(members)
 
     def remove(self, child: Child) -> None:
         """Take the name back, remembering how its bearer ended."""
@@ -45,6 +46,11 @@ class Registry:
             self._dead[child.name] = child
             while len(self._dead) > REMEMBERED:
                 del self._dead[next(iter(self._dead))]
+        for name, members in list(self._groups.items()):
+            if child.name in members:
+                members.remove(child.name)
+                if not members:
+                    del self._groups[name]
 
     def free_name(self, base: str) -> str:
         """`base`, or `base-2`, `base-3` ...: the first that is free."""
@@ -58,8 +64,14 @@ class Registry:
         if name in self._children or name in self._dead:
             return name
         if name in self._groups:
-            return next(self._groups[name])
+            members = self._groups[name]
+            members.rotate(-1)
+            return members[-1]
         raise self._not_found(name)
+
+    def members(self, name: str) -> list[str]:
+        """All children that `name` means: itself, or its whole group. Raises: ActorNotFound (L1003)."""
+        return sorted(self._groups[name]) if name in self._groups else [self.member(name)]
 
     def find(self, name: str) -> Child:
         """The child with that name. Raises: ActorNotFound (L1003); ActorDied (L2001) when it had one that died."""
@@ -96,6 +108,6 @@ def gone(child: Child) -> ActorDied:
     """The error for a call to a child that will not come back by itself."""
     death = child.last
     if death is None:
-        return ActorDied(f"actor {child.name!r} was stopped", started=False, cause="stopped")
+        return ActorDied(f"actor {child.name!r} is stopped, or has not started yet", started=False, cause="stopped")
     cause = f"{death.text}\n--- remote traceback ---\n{death.traceback.rstrip()}" if death.traceback else death.text
     return ActorDied(f"actor {child.name!r} is gone: {cause}", started=False, cause=cause)

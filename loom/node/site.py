@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from loom.node.registry import Registry, gone
 from loom.supervise.child import ActorChild, Child
 from loom.supervise.launcher import Launcher
 from loom.supervise.process import Death
-from loom.supervise.spec import check_name
+from loom.supervise.spec import RESERVED_NAMES, check_name
 from loom.supervise.supervisor import Supervisor
 
 
@@ -151,7 +152,7 @@ class Service:
     async def spawn(self, name: str | None, base: str, pickled: bytes, path: list[str]) -> str:
         """Start an actor under the root supervisor; returns its name before it has started."""
         registry = self._site.registry
-        chosen = registry.free_name(base) if name is None else name
+        chosen = registry.free_name(_plain(base)) if name is None else name
         check_name("spawn", "name", chosen)
         plan = ActorPlan(chosen, "", pickled, tuple(path))
         child = self._site.make_actor(plan, self._root)
@@ -161,12 +162,13 @@ class Service:
         return chosen
 
     async def stop_child(self, name: str) -> None:
-        """Stop an actor or a supervisor for good; returns when it is gone."""
-        child = self._site.registry.find(name)
-        for supervisor in self._supervisors(self._root):
-            if child in supervisor.children:
-                await supervisor.stop_child(child)
-                return
+        """Stop an actor, a supervisor or a whole group for good; returns when it is gone."""
+        for member in reversed(self._site.registry.members(name)):
+            child = self._site.registry.find(member)
+            for supervisor in self._supervisors(self._root):
+                if child in supervisor.children:
+                    await supervisor.stop_child(child)
+                    break
 
     def _supervisors(self, top: Supervisor) -> list[Supervisor]:
         found = [top]
@@ -253,3 +255,9 @@ class Service:
     def shutdown(self, reason: str = "asked to") -> None:
         """Stop every actor in order, then the node itself; returns at once."""
         self._shut_down(reason)
+
+
+def _plain(base: str) -> str:
+    """A class's name as a valid and not too long name of an actor."""
+    found = re.sub(r"[^A-Za-z0-9_-]+", "_", base)[:40]
+    return "actor" if found in ("", *RESERVED_NAMES) else found

@@ -77,6 +77,10 @@ class Child:
         """Stop it and return when it is gone. May be called again while it stops."""
         raise NotImplementedError
 
+    def set_state(self, state: State) -> None:
+        """Change its state, and tell those who wait for that."""
+        self.state = state
+
     def row(self) -> ChildState:
         """Its row, as the restart policy wants it."""
         return ChildState(self.name, self.restart, self.state)
@@ -109,6 +113,8 @@ class ActorChild(Child):
         self._on_exit = on_exit
         self._process: Process | None = None
         self._changed = asyncio.Event()
+        self._launched = asyncio.Event()
+        self._launched.set()
         self._deaths: dict[int, Remembered] = {}
         self._died_at = 0.0
 
@@ -116,7 +122,7 @@ class ActorChild(Child):
         """Start a new incarnation; its mailbox can be written to before its `__init__` is done."""
         site = self._site
         self.incarnation += 1
-        self._set_state("starting")
+        self.set_state("starting")
         order = msgspec.structs.replace(
             self._order,
             incarnation=self.incarnation,
@@ -126,12 +132,17 @@ class ActorChild(Child):
             arena=site.arena.name,
             cookie=site.cookie,
         )
+        self._launched.clear()
         try:
             process = await site.launcher.launch(order)
+            self._process = process
+            process.died.add_done_callback(lambda died: self._buried(process, died.result()))
         except LoomError as error:
             return self._failed(Death("start_failed", str(error)))
-        self._process = process
-        process.died.add_done_callback(lambda died: self._buried(process, died.result()))
+        finally:
+            self._launched.set()
+        if self.state != "starting":  # stopped meanwhile: whoever did that waits for its death
+            process.kill()
         if await process.hello:
             words, at = site.board.words, self.board_row * rows.WORDS
             words[at + rows.PID], words[at + rows.START] = process.pid, process.start_time
@@ -149,7 +160,7 @@ class ActorChild(Child):
         if not await process.started:
             return self._failed(await process.died)
         if self.state == "starting":
-            self._set_state("running")
+            self.set_state("running")
             if self.last is not None:
                 self.restarts.append(Restarted(self.name, self.last.text, monotonic() - self._died_at))
         return None
@@ -157,7 +168,7 @@ class ActorChild(Child):
     def _failed(self, death: Death) -> Death:
         self.last = death
         if self.state == "starting":
-            self._set_state("restarting")
+            self.set_state("restarting")
         return death
 
     def _buried(self, process: Process, death: Death) -> None:
@@ -182,18 +193,19 @@ class ActorChild(Child):
             site.arena.reap(process.participant, revoke=False)  # the node's rounds do the rest, in a while
         was_running = self.state == "running"
         if was_running:
-            self.state = "restarting"
+            self.set_state("restarting")
         self._announce()
         if was_running:
             self._on_exit(self, death)
 
     async def stop(self, reason: str = "shutdown") -> None:
         """Stop it: by word first, and when its shutdown time is over by SIGKILL."""
+        self.set_state("stopping")
+        await self._launched.wait()
         process = self._process
         if process is None or process.died.done():
-            self._set_state("stopped")
+            self.set_state("stopped")
             return
-        self._set_state("stopping")
         limit = self._shutdown_s
         if limit == "brutal_kill":
             process.kill()
@@ -203,12 +215,7 @@ class ActorChild(Child):
             if not done:
                 process.kill()
         await asyncio.wait([process.died])
-        self._set_state("stopped")
-
-    def kill(self) -> None:
-        """SIGKILL the present incarnation, as a fault would."""
-        if self._process is not None:
-            self._process.kill()
+        self.set_state("stopped")
 
     def forget(self) -> None:
         """It will not start again: give its row back."""
@@ -233,7 +240,8 @@ class ActorChild(Child):
         """Its row of the status board."""
         return self._site.board.row(self.board_row, monotonic_ns())
 
-    def _set_state(self, state: State) -> None:
+    def set_state(self, state: State) -> None:
+        """Change its state, on the status board too, and wake those who wait for that."""
         self.state = state
         word = {"starting": rows.STARTING, "running": rows.RUNNING_STATE, "stopping": rows.STOPPING}.get(
             state, rows.DOWN

@@ -53,8 +53,12 @@ class Launcher:
     async def launch(self, order: Order) -> Process:
         """Have the zygote fork one incarnation. Raises: StartFailed (L3001) when no process can be had."""
         requests = await self._ready()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memfd = _memfd(order)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            os.close(memfd)
+            raise StartFailed(f"no descriptor left for actor {order.name!r}: {error.strerror}") from None
         try:
             while True:
                 try:
@@ -104,7 +108,10 @@ async def _await_ready(requests: socket.socket) -> None:
 
 def _memfd(order: Order) -> int:
     data = msgspec.msgpack.encode(order)
-    fd = os.memfd_create(f"loom-order-{order.name}", os.MFD_CLOEXEC)
+    try:
+        fd = os.memfd_create(f"loom-order-{order.name}", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise StartFailed(f"no descriptor left for actor {order.name!r}: {error.strerror}") from None
     view = memoryview(data)
     try:
         while view:

@@ -88,13 +88,20 @@ class Process:
                     )
                 return
             self._hear(msgspec.msgpack.decode(data, type=dict[str, Any]))
+            if self.died.done():
+                return
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "hello" in message:
             self.pid, self.start_time = message["hello"], message["start"]
             self.participant = message["participant"]
             # Our own child, and not yet reaped: the pid cannot have been reused.
-            self._pidfd = open_pidfd(self.pid, self.start_time)
+            try:
+                self._pidfd = open_pidfd(self.pid, self.start_time)
+            except OSError as error:
+                os.kill(self.pid, signal.SIGKILL)
+                self._gone(Death("start_failed", f"the node has no descriptor left to watch it with: {error.strerror}"))
+                return
             if self._pidfd is None:
                 self._gone(Death("start_failed", "died as it said hello"))
                 return
@@ -149,7 +156,7 @@ class Process:
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
         if not self.started.done() and death.kind == "abnormal":
-            death = msgspec.structs.replace(death, kind="start_failed", text=f"while it started: {death.text}")
+            death = msgspec.structs.replace(death, kind="start_failed", text=f"died while it started: {death.text}")
         _settle(self.hello, False)
         _settle(self.started, False)
         _settle(self.died, death)

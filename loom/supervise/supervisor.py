@@ -45,35 +45,38 @@ class Supervisor(Child):
         self._history: tuple[float, ...] = ()
         self._inbox: asyncio.Queue[_Ended] = asyncio.Queue()
         self._main: asyncio.Task[None] | None = None
-        self._restarting: set[asyncio.Task[None]] = set()
+        self._restarting: dict[asyncio.Task[None], list[Child]] = {}
 
     # --- as a child of its own supervisor ---
 
     async def start(self) -> Death | None:
         """Start the children in order. When one fails, those before it are stopped again and the start has failed."""
-        self.state = "starting"
+        self.set_state("starting")
         self._history = ()
         self._inbox = asyncio.Queue()
         for child in list(self.children):
             death = await child.start()
+            if self.state != "starting":  # stopped meanwhile, and so is the child
+                return Death("shutdown", "stopped while it started")
             if death is not None:
                 await self._stop_children()
                 cause = f"child {child.name!r} {death.text}"
                 self.last = Death("start_failed", cause, traceback=death.traceback)
-                self.state = "restarting"
+                if self.state == "starting":
+                    self.set_state("restarting")
                 return self.last
-        self.state = "running"
+        self.set_state("running")
         self._main = asyncio.get_running_loop().create_task(self._run())
         return None
 
     async def stop(self, reason: str = "shutdown") -> None:
         """Stop everything below, last started first. Nothing rises again after this."""
-        self.state = "stopping"
-        for task in (*self._restarting, *([self._main] if self._main else [])):
-            task.cancel()
+        self.set_state("stopping")
+        tasks = [*self._restarting, *([self._main] if self._main else [])]
         self._main = None
+        await _cancel(tasks)
         await self._stop_children(reason)
-        self.state = "stopped"
+        self.set_state("stopped")
 
     async def _stop_children(self, reason: str = "shutdown") -> None:
         for child in reversed(self.children):
@@ -124,21 +127,33 @@ class Supervisor(Child):
         if child.name in decision.start:
             log.warning("%s: %s; restarting %s", child.name, death.text, ", ".join(decision.start))
         elif child.state == "restarting":
-            child.state = "stopped"
+            child.set_state("stopped")
             log.info("%s: %s; not restarted (%s)", child.name, death.text, child.restart)
         by_name = {one.name: one for one in self.children}
+        overtaken = await self._take_over({*decision.stop, *decision.start})
         for name in decision.stop:
             await by_name[name].stop()
+        for one in reversed(overtaken):
+            if one.state == "starting":  # its start was cut short: begin it anew
+                await one.stop()
+                one.set_state("restarting")
         for name in decision.remove:
             self._forget(by_name[name])
-        group = [by_name[name] for name in decision.start]
+        wanted = {*decision.start, *(one.name for one in overtaken if one.state == "restarting")}
+        group = [one for one in self.children if one.name in wanted]
         for one in group:
-            one.state = "restarting"
+            one.set_state("restarting")
         if group:
             self.restart_count += 1
             task = asyncio.get_running_loop().create_task(self._restart(group, decision.delay_s))
-            self._restarting.add(task)
-            task.add_done_callback(self._restarting.discard)
+            self._restarting[task] = group
+            task.add_done_callback(self._restarting.pop)
+
+    async def _take_over(self, names: set[str]) -> list[Child]:
+        """End the restarts under way that touch any of `names`; the children that they were about."""
+        found = {task: group for task, group in self._restarting.items() if names & {one.name for one in group}}
+        await _cancel(list(found))
+        return [one for one in self.children if any(one in group for group in found.values())]
 
     async def _restart(self, group: list[Child], delay_s: float) -> None:
         if delay_s:
@@ -159,11 +174,18 @@ class Supervisor(Child):
             f"the last was of {event.child.name!r}: {event.death.text}"
         )
         log.error("%s", text)
-        self.state = "stopping"
-        for task in self._restarting:
-            task.cancel()
+        self.set_state("stopping")
         self._main = None
+        await _cancel(list(self._restarting))
         await self._stop_children()
         self.last = Death("shutdown", text, traceback=event.death.traceback)
-        self.state = "restarting"
+        self.set_state("restarting")
         self._on_exit(self, self.last)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

@@ -149,7 +149,7 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Body:
             return _pickle((args, kwargs), "the arguments")
     try:
         return Body(MSGPACK, _encode_plain((args, kwargs)))
-    except (OverflowError, UnicodeEncodeError):  # an int beyond 64 bits, a lone surrogate: pickle has room for them
+    except (OverflowError, ValueError):  # an int beyond 64 bits, a lone surrogate: pickle has room for them
         return _pickle((args, kwargs), "the arguments")
 
 
@@ -161,7 +161,7 @@ def encode_value(value: Any, accept: str) -> Body:
     if type(value) in _ATOMS:
         try:
             return Body(MSGPACK, _encode_plain(value))
-        except (OverflowError, UnicodeEncodeError):
+        except (OverflowError, ValueError):
             pass
     if accept == PICKLE:
         return _pickle(value, "the result")

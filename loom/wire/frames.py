@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from loom.errors import ProtocolError
+from loom.errors import NotSendable, ProtocolError
 from loom.wire.codec import Body
 from loom.wire.envelope import MSGPACK, PICKLE, Envelope, encode
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 ARENA_BYTES = 32 * 1024
 """Buffers of this size and more go through the arena: below it two small copies beat the bookkeeping (bench/arena)."""
+
+MAX_FRAME_BYTES = 2**31 - 1
+"""The receiver ends the connection of whoever sends a longer frame, so it is refused here."""
 
 INLINE_BODY_BYTES = 4096
 """Bodies up to this size ride in the header: beyond it one more frame is cheaper than one more copy."""
@@ -37,6 +40,11 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
     it turns read-only for its sender too.
     Raises: ArenaFull (L3003) when a buffer finds no room.
     """
+    if len(body.data) > MAX_FRAME_BYTES:
+        raise NotSendable(
+            f"the message is {len(body.data)} bytes, the most is {MAX_FRAME_BYTES}: "
+            "send arrays, which go through shared memory, or several messages"
+        )
     envelope.encoding = body.encoding
     frames: list[Any] = [b""]
     if len(body.data) > INLINE_BODY_BYTES:
@@ -60,6 +68,8 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
                 if not copied:
                     seal(view.obj)
             else:
+                if view.nbytes > MAX_FRAME_BYTES:
+                    raise NotSendable(f"a buffer of {view.nbytes} bytes is too large for a frame, and finds no arena")
                 if arena is not None:
                     arena.count_copied(view.nbytes)
                 # A copy, for ZeroMQ's thread reads the frame later, when the sender may have written to the array.

@@ -383,3 +383,105 @@ def test_an_actor_that_ignores_its_shutdown_time_is_killed() -> None:
         node.stop("w")
         with pytest.raises(ActorDied, match="did not stop in its shutdown time"):
             pending.result(timeout_s=10)
+
+
+def test_closing_does_not_wait_for_a_call_that_died_unread(until: Any) -> None:
+    with loom.Node(supervisor=MANY) as node:
+        worker = node.spawn(Worker)
+        pid = ask_until_up(worker)
+        forgotten = worker.nap(600.0)
+        while node.stats().actors[0].since_s == 0.0:
+            pass
+        os.kill(pid, signal.SIGKILL)
+        assert until(lambda: ask_until_up(worker) != pid)
+    with pytest.raises((ActorDied, NodeDown)):
+        forgotten.result(timeout_s=10)
+
+
+def test_after_close_every_verb_says_that_the_node_is_down() -> None:
+    node = loom.Node()
+    worker = node.spawn(Worker)
+    ask_until_up(worker)
+    node.close()
+    for use in (node.stats, node.tree, lambda: node.lookup("worker"), lambda: worker.pid().result(timeout_s=5)):
+        with pytest.raises(NodeDown, match="closed it"):
+            use()
+
+
+class SlowStart(Worker):
+    def on_start(self) -> None:
+        time.sleep(0.3)
+
+
+def test_a_later_death_takes_over_an_earlier_group_restart(until: Any) -> None:
+    """a dies, and again while b restarts after it: each child ends up with one process, started in order."""
+    children = (
+        loom.ChildSpec(Worker, name="a"),
+        loom.ChildSpec(SlowStart, name="b"),
+        loom.ChildSpec(Worker, name="c"),
+    )
+    spec = loom.SupervisorSpec(strategy="rest_for_one", max_restarts=10, children=children)
+    with loom.Node(supervisor=spec) as node:
+        a, b, c = (node.lookup(name) for name in "abc")
+        before = ask_until_up(a), ask_until_up(c)
+        os.kill(before[0], signal.SIGKILL)
+        second = until(lambda: next((pid for pid in [ask_until_up(a)] if pid != before[0]), None))
+        os.kill(second, signal.SIGKILL)
+        assert until(lambda: ask_until_up(a) not in (before[0], second))
+        assert until(lambda: all(one.state == "running" for one in node.stats().actors))
+        assert until(lambda: ask_until_up(c) != before[1])
+        ask_until_up(b)
+        names = [one for one in process_names(node.pid) if one.startswith("loom:")]
+        assert sorted(names) == ["loom:a", "loom:b", "loom:c"]
+
+
+def process_names(node_pid: int) -> list[str]:
+    """What the node's own children call themselves."""
+    found = []
+    for pid in Path(f"/proc/{node_pid}/task/{node_pid}/children").read_text().split():
+        if is_alive(int(pid)):
+            found.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return found
+
+
+def test_an_actor_stopped_while_it_starts_is_gone(until: Any) -> None:
+    with loom.Node(supervisor=MANY) as node:
+        for _ in range(10):
+            node.spawn(Worker, name="brief")
+            node.stop("brief")
+        assert until(lambda: not [one for one in process_names(node.pid) if one.startswith("loom:")])
+        assert node.spawn(Worker, name="brief").echo(1).result(timeout_s=10) == 1
+
+
+def test_one_who_waits_for_a_transient_actor_that_ends_normally_is_told() -> None:
+    child = loom.ChildSpec(Worker, name="w", restart="transient")
+    with loom.Node(supervisor=loom.SupervisorSpec(children=(child,))) as node:
+        worker = node.lookup("w")
+        ask_until_up(worker)
+        worker.leave.tell()
+
+        def ask_the_dying_then_the_dead() -> None:
+            for _ in range(3):
+                worker.pid().result(timeout_s=10)
+
+        with pytest.raises(ActorDied):
+            ask_the_dying_then_the_dead()
+
+
+def test_a_client_that_outlives_many_actors_keeps_no_connection_to_them() -> None:
+    with loom.Node(supervisor=MANY) as node:
+        for number in range(40):
+            worker = node.spawn(Worker, name=f"w{number}")
+            assert worker.echo(number).result(timeout_s=10) == number
+            node.stop(worker)
+        assert len(node._links.channels) < 5
+
+
+def test_a_group_loses_members_and_ends_with_the_last() -> None:
+    child = loom.ChildSpec(Worker, name="w", instances=3)
+    with loom.Node(supervisor=loom.SupervisorSpec(children=(child,))) as node:
+        node.stop("w.1")
+        assert {node.lookup("w").name for _ in range(6)} == {"w.0", "w.2"}
+        node.stop("w")
+        with pytest.raises(loom.errors.ActorNotFound):
+            node.lookup("w")
