@@ -18,6 +18,7 @@ import random
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -182,6 +183,7 @@ def _live(order: Order, control: Control) -> int:
         return FAILED_START
     receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
     receiver.answers.on_exit = life.exit
+    life.on_end = receiver.hold
     receiver.start(loop)
     control.send({"started": True})
     control.socket.setblocking(False)
@@ -200,11 +202,13 @@ class _Life:
     def __init__(self, loop: asyncio.AbstractEventLoop, control: Control) -> None:
         self.ended: asyncio.Future[str] = loop.create_future()
         self.code = 0
+        self.on_end: Callable[[], None] = lambda: None
         self._control = control
 
     def stop(self, reason: str) -> None:
         """End with `on_stop(reason)` and exit code 0."""
         if not self.ended.done():
+            self.on_end()
             self.ended.set_result(reason)
 
     def exit(self, code: int) -> None:

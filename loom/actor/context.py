@@ -65,5 +65,9 @@ class Context:
         return found
 
     def stop(self, reason: str = "normal") -> None:
-        """End this actor after the message being handled: `on_stop(reason)` runs, then the process exits with 0."""
+        """End this actor after the message being handled: `on_stop(reason)` runs, then the process exits with 0.
+
+        Whether it comes back is its restart type's business: a permanent child, as `spawn` makes them, does, and that
+        counts as a restart; a transient one (`ChildSpec(restart="transient")`) does not.
+        """
         self._stop(reason)

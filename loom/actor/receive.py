@@ -76,6 +76,10 @@ class Receiver:
         loop.add_reader(self._mailbox.fd, self._on_readable)
         self._schedule()
 
+    def hold(self) -> None:
+        """Begin no further message; `stop` is to follow."""
+        self._is_stopping = True
+
     async def stop(self) -> None:
         """Begin nothing more; end what is under way, refuse what waits: no caller is left without an answer."""
         assert self._loop is not None

@@ -64,7 +64,7 @@ class Client:
     def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
         """Start an actor under the root supervisor; returns at once, before its `__init__` has run.
 
-        `name`: unique on the node; made from the class's name when not given. An exception in `__init__` makes calls
+        It is a permanent child: whenever it ends, it is restarted. `name`: unique on the node; made from the class's name when not given. An exception in `__init__` makes calls
         raise ActorDied with its traceback; an actor that fails to start is not tried again.
         Raises: NameTaken (L1002), NotSendable (L1004), UsageError (L1008), StartFailed (L3001), NodeDown (L2008).
         """
