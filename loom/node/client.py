@@ -64,8 +64,9 @@ class Client:
     def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
         """Start an actor under the root supervisor; returns at once, before its `__init__` has run.
 
-        It is a permanent child: whenever it ends, it is restarted. `name`: unique on the node; made from the class's name when not given. An exception in `__init__` makes calls
-        raise ActorDied with its traceback; an actor that fails to start is not tried again.
+        It is a permanent child: whenever it ends, it is restarted. `name`: unique on the node; made from the class's
+        name when not given. An exception in `__init__` makes calls raise ActorDied with its traceback; an actor that
+        fails to start is not tried again.
         Raises: NameTaken (L1002), NotSendable (L1004), UsageError (L1008), StartFailed (L3001), NodeDown (L2008).
         """
         return self._verbs.spawn(actor, *args, name=name, **kwargs)

@@ -205,7 +205,8 @@ def test_an_owner_killed_at(node: Arena, step: str) -> None:
 
 @pytest.mark.parametrize("step", READER_STEPS)
 def test_a_reader_killed_at(node: Arena, step: str) -> None:
-    assert reader_dies(node, step, 1), "the reader never came to this step"
+    # A step that waits for the parent's part comes or not, as the two run: so more than one try.
+    assert any(reader_dies(node, step, 1) for _ in range(20)), "the reader never came to this step"
     reader_dies(node, step, 2)
 
 
