@@ -143,7 +143,8 @@ class ActorChild(Child):
             self._launched.set()
         if self.state != "starting":  # stopped meanwhile: whoever did that waits for its death
             process.kill()
-        if await process.hello:
+        # Shielded: when this start is cut short, the process goes on, and its futures with it.
+        if await asyncio.shield(process.hello):
             words, at = site.board.words, self.board_row * rows.WORDS
             words[at + rows.PID], words[at + rows.START] = process.pid, process.start_time
             words[at + rows.INCARNATION] = self.incarnation
@@ -157,8 +158,8 @@ class ActorChild(Child):
                 process.participant,
             )
             self._announce()
-        if not await process.started:
-            return self._failed(await process.died)
+        if not await asyncio.shield(process.started):
+            return self._failed(await asyncio.shield(process.died))
         if self.state == "starting":
             self.set_state("running")
             if self.last is not None:

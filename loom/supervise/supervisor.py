@@ -19,6 +19,7 @@ from loom.supervise.policy import Decision, Exit, decide
 from loom.supervise.process import Death
 from loom.supervise.spec import SupervisorSpec
 from loom.telemetry import log
+from loom.wire import failures
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -120,7 +121,10 @@ class Supervisor(Child):
             if decision.escalate:
                 await self._give_up(event)
                 return
-            await self._apply(event, decision)
+            try:
+                await self._apply(event, decision)
+            except Exception as error:  # a bug of ours must not end the supervision of all the others
+                log.error("supervisor %r: %s", self.name, failures.traceback_of(error))
 
     async def _apply(self, event: _Ended, decision: Decision) -> None:
         child, death = event.child, event.death
