@@ -1,6 +1,6 @@
 """The status board: one shared-memory row for every actor, readable by anyone at no cost to the actor.
 
-A file `/dev/shm/<arena>.board`: ROWS rows of 16 little-endian 64-bit words. The node owns the words STATE, INCARNATION,
+A file `/dev/shm/<arena>.board`: ROWS rows of 32 little-endian 64-bit words. The node owns the words STATE, INCARNATION,
 PID and START; the actor's process owns the rest, and is their only writer. Single words are written whole, so a
 reader never sees half of one; words are not a snapshot together.
 """
@@ -16,7 +16,7 @@ import msgspec
 from loom.errors import NodeNotFound, StartFailed
 
 ROWS = 1024
-WORDS = 16
+WORDS = 32
 
 STATE, INCARNATION, PID, START = 0, 1, 2, 3
 DEPTH, SINCE_NS, LAST_ID = 4, 5, 6
