@@ -297,9 +297,7 @@ class Channel:
             frames.discard(header, self._arena)
             return
         try:
-            body, extra = frames.split(header, parts[1:])
-            buffers = frames.unpack(header, extra, self._arena) if header.buffers or extra else ()
-            value = codec.decode_value(header.encoding, body, buffers)
+            value = frames.read(header, parts[1:], self._arena)
         except LoomError as error:
             reply.fail(error)
         else:

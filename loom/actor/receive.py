@@ -23,7 +23,7 @@ from loom.actor.reply import STREAM_WINDOW
 from loom.actor.streams import Streams
 from loom.clock import monotonic
 from loom.errors import ActorDied, CallTimeout, LoomError, NoSuchMethod, ProtocolError, Rejected
-from loom.wire import codec, envelope, frames
+from loom.wire import envelope, frames
 
 SLICE_NS = 5_000_000
 """How long messages run before the event loop gets to look at timers and control messages."""
@@ -215,10 +215,7 @@ class Receiver:
             words[at + rows.SINCE_NS] = 0
 
     def _arguments(self, message: Message) -> tuple[Any, Any]:
-        header = message.header
-        body, extra = frames.split(header, message.parts)
-        buffers = frames.unpack(header, extra, self._arena) if header.buffers or extra else ()
-        value = codec.decode_value(header.encoding, body, buffers)
+        value = frames.read(message.header, message.parts, self._arena)
         if type(value) in (list, tuple) and 1 <= len(value) <= 2 and isinstance(value[0], (list, tuple)):
             args, kwargs = value if len(value) == 2 else (value[0], {})
             if isinstance(kwargs, dict) and all(type(name) is str for name in kwargs):

@@ -107,10 +107,9 @@ class Target:
 
     def _kept(self, buffer: Any) -> Any:
         """A buffer as it is now, whatever its owner does before it is sent: an arena array sealed, else a copy."""
-        view = memoryview(buffer)
         if self.links.arena is None or not self.links.arena.holds(buffer):
-            return view.tobytes()
-        frames.seal(view.obj)
+            return memoryview(buffer).tobytes("A")
+        frames.seal(buffer)
         return buffer
 
     def _wait_until_sent(self, lookup: Reply, reply: Reply | None) -> None:

@@ -82,12 +82,15 @@ class Arena:
         except OverflowError:
             raise UsageError(f"expected a size in [0, 2**64) bytes, got {size_bytes}") from None
 
-    def send(self, data: Buffer, receiver: int | None = None, timeout_s: float = 1.0) -> tuple[Reference, bool]:
+    def send(
+        self, data: Buffer | list[bytes], receiver: int | None = None, timeout_s: float = 1.0
+    ) -> tuple[Reference, bool]:
         """Make a reference to the bytes of `data` for one message.
 
-        `data` is any contiguous buffer. When it lies in a block that this process holds, the reference is to that
-        range; otherwise its bytes are copied into a block that lives by the reference alone. By convention memory that
-        was sent is not written any more. `receiver`: a participant index, or None for whoever gets the message.
+        `data` is any contiguous buffer, or a list of bytes to be sent as one. When a buffer lies in a block that this
+        process holds, the reference is to that range; otherwise its bytes are copied into a block that lives by the
+        reference alone. By convention memory that was sent is not written any more. `receiver`: a participant index, or
+        None for whoever gets the message.
         Returns: (reference, copied).
         Raises: ArenaFull (L3003) when no room is found within timeout_s; StaleReference (L2009) when nobody takes part
             under the receiver's index; BufferError when `data` is not contiguous.
@@ -239,13 +242,15 @@ class Arena:
                 raise full(self.name, size_bytes, timeout_s, block, self.stats())
             pause_s = _pause(pause_s, deadline)
 
-    def _wait_to_send(self, data: Buffer, receiver: int | None, timeout_s: float) -> tuple[Reference, bool]:
+    def _wait_to_send(
+        self, data: Buffer | list[bytes], receiver: int | None, timeout_s: float
+    ) -> tuple[Reference, bool]:
         pause_s, deadline = _FIRST_PAUSE_S, monotonic() + timeout_s
         while True:
             sent = self._handle.send(data, _native.ANY if receiver is None else receiver)
             if not isinstance(sent, int):
                 return sent
-            size_bytes = memoryview(data).nbytes
+            size_bytes = sum(map(len, data)) if isinstance(data, list) else memoryview(data).nbytes
             if size_bytes > self.budget_bytes or monotonic() >= deadline:
                 raise full(self.name, size_bytes, timeout_s, sent, self.stats())
             pause_s = _pause(pause_s, deadline)

@@ -2,7 +2,8 @@
 
 Two encodings. `msgpack` is for everyone: any language's stock library reads it, arrays are extension type 1.
 `pickle` (protocol 5) is for Python peers of the same user on the same node: any object, bulk buffers out of band.
-Calls whose arguments are plain scalars and strings travel as msgpack between Python peers too, as that is faster.
+Calls whose arguments are plain scalars, strings and arrays travel as msgpack between Python peers too, as that is
+faster.
 
 Large buffers are collected beside the body; `loom.wire.frames` decides whether each rides as a ZeroMQ frame or as an
 arena reference.
@@ -16,29 +17,34 @@ import io
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from loom.errors import NotSendable, ProtocolError
+from loom.wire import arrays
 from loom.wire.envelope import MSGPACK, PICKLE
 
-INLINE_BYTES = 2048
-"""Buffers smaller than this stay inside the body: a frame of their own would cost more than the copy."""
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-NDARRAY = 1
-"""MessagePack extension type of an array: msgpack [dtype, shape, buffer index]."""
+BULK_BYTES = 32 * 1024
+"""Bytes of this size and more, given as an argument or result, are not copied into a body (see `_pickle`)."""
 
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
 
 
 class Body(NamedTuple):
-    """An encoded value: `encoding` names the format of `data`; `buffers` are referred to from it by index."""
+    """An encoded value: `encoding` names the format of `data`; `buffers` are referred to from it by index.
+
+    `data` is one piece when it is small, else maybe several, which are to be read as one.
+    """
 
     encoding: str
-    data: bytes
+    data: bytes | list[bytes]
     buffers: Sequence[Any] = ()
 
 
@@ -53,35 +59,7 @@ class _Pickler(pickle.Pickler):
         """Called by the C pickler for everything but the built-in containers and scalars."""
         if isinstance(obj, (FunctionType, type)) and _needs_value(obj):
             raise _ByValue
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and type(obj) is numpy.ndarray and obj.nbytes >= INLINE_BYTES:
-            return _reduce_array(obj)
-        return NotImplemented
-
-
-def _reduce_array(array: Any) -> Any:
-    """How to pickle those large arrays that NumPy would copy into the pickle: with their bytes beside it, as others.
-
-    They are strided ones, which are made contiguous, and dates and times, which export no buffer and go as bytes.
-    """
-    import numpy
-
-    if array.dtype.hasobject:
-        return NotImplemented
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        array = numpy.ascontiguousarray(array)
-    try:
-        memoryview(array)
-        return array.__reduce_ex__(5)
-    except ValueError:
-        order = "C" if array.flags.c_contiguous else "F"
-        raw = array.reshape(-1, order=order).view(numpy.uint8)
-        return _array_of, (raw, array.dtype, array.shape, order)
-
-
-def _array_of(raw: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
-    """The inverse of `_reduce_array`; pickles name it."""
-    return raw.view(dtype).reshape(shape, order=order)
+        return arrays.reduce(obj)
 
 
 def _needs_value(obj: Any) -> bool:
@@ -141,16 +119,37 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Body:
 
     Raises: NotSendable (L1004) naming the type that cannot travel.
     """
-    for value in args:
-        if type(value) not in _ATOMS:
-            return _pickle((args, kwargs), "the arguments")
-    for value in kwargs.values():
-        if type(value) not in _ATOMS:
-            return _pickle((args, kwargs), "the arguments")
+    buffers: list[Any] = []
+    plain = _all_plain(args, buffers)
+    named = _all_plain(tuple(kwargs.values()), buffers) if plain is not None and kwargs else ()
+    if plain is None or named is None:
+        return _pickle((args, kwargs), "the arguments")
     try:
-        return Body(MSGPACK, _encode_plain((args, kwargs)))
+        return Body(
+            MSGPACK, _encode_plain((plain, dict(zip(kwargs, named, strict=True)) if kwargs else kwargs)), buffers
+        )
     except (OverflowError, ValueError):  # an int beyond 64 bits, a lone surrogate: pickle has room for them
         return _pickle((args, kwargs), "the arguments")
+
+
+def _all_plain(values: tuple[Any, ...], buffers: list[Any]) -> Sequence[Any] | None:
+    """The values as msgspec takes them, arrays beside them; None when they are for pickle.
+
+    They are when one is, and when an array comes twice: the receiver gets one array then, too.
+    """
+    plain: Sequence[Any] = values
+    for index, value in enumerate(values):
+        if type(value) in _ATOMS:
+            if type(value) is bytes and len(value) >= BULK_BYTES:
+                return None
+            continue
+        array = None if any(value is one for one in buffers) else arrays.extension(value, buffers)
+        if array is None:
+            return None
+        if plain is values:
+            plain = list(values)
+        plain[index] = array  # type: ignore[index]
+    return plain
 
 
 def encode_value(value: Any, accept: str) -> Body:
@@ -159,10 +158,17 @@ def encode_value(value: Any, accept: str) -> Body:
     Raises: NotSendable (L1004) naming the type that cannot travel.
     """
     if type(value) in _ATOMS:
+        if accept == PICKLE and type(value) is bytes and len(value) >= BULK_BYTES:
+            return _pickle(value, "the result")
         try:
             return Body(MSGPACK, _encode_plain(value))
         except (OverflowError, ValueError):
             pass
+    else:
+        buffers: list[Any] = []
+        array = arrays.extension(value, buffers)
+        if array is not None:
+            return Body(MSGPACK, _encode_plain(array), buffers)
     if accept == PICKLE:
         return _pickle(value, "the result")
     return encode_neutral(value)
@@ -188,73 +194,50 @@ def _neutral(obj: Any, buffers: list[Any]) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if isinstance(obj, numpy.ndarray) and not obj.dtype.hasobject:
-            contiguous = numpy.ascontiguousarray(obj).reshape(obj.shape)
-            buffers.append(contiguous.reshape(-1).view(numpy.uint8) if contiguous.size else b"")
-            header = [_description(contiguous.dtype), list(contiguous.shape), len(buffers) - 1]
-            return msgspec.msgpack.Ext(NDARRAY, msgspec.msgpack.encode(header))
+            return arrays.neutral(obj, buffers)
         if isinstance(obj, numpy.generic):
             return obj.item()
     raise TypeError(f"objects of type {type(obj).__module__}.{type(obj).__qualname__} have no MessagePack form")
-
-
-def _description(dtype: Any) -> Any:
-    """A dtype as .npy files have it: "<f8", or for records a list of [name, dtype, shape], padding included."""
-    if dtype.names is None:
-        return dtype.str
-    from numpy.lib.format import dtype_to_descr
-
-    return dtype_to_descr(dtype)
-
-
-def _dtype(description: Any) -> Any:
-    """The inverse of `_description`. Raises: ValueError, TypeError, SyntaxError."""
-    import numpy
-
-    if isinstance(description, str):
-        return numpy.dtype(description)
-    from numpy.lib.format import descr_to_dtype
-
-    return descr_to_dtype(_tuples(description))
-
-
-def _tuples(description: Any) -> Any:
-    """The fields of a record as tuples, which NumPy insists on and MessagePack has not."""
-    if not isinstance(description, list):
-        raise TypeError(f"dtype: expected a string or a list of fields, got {description!r}")
-    return [
-        (
-            name if isinstance(name, str) else tuple(name),  # [title, name]
-            below if isinstance(below, str) else _tuples(below),
-            *map(tuple, shape),
-        )
-        for name, below, *shape in description
-    ]
 
 
 _plain_encoder = msgspec.msgpack.Encoder()
 _encode_plain = _plain_encoder.encode
 
 
-def _no_array(code: int, payload: memoryview) -> Any:
-    raise ProtocolError(f"body has MessagePack extension type {code}, and no buffer comes with it")
+class _Given(threading.local):
+    """The buffers that come with the body that this thread is decoding."""
+
+    buffers: Sequence[Any] = ()
 
 
-_plain_decoder = msgspec.msgpack.Decoder(Any, ext_hook=_no_array)
+_given = _Given()
 
 
-def decode_value(encoding: str, data: bytes, buffers: Sequence[Any] = (), *, trusted: bool = True) -> Any:
+def _extension(code: int, payload: memoryview) -> Any:
+    if code != arrays.NDARRAY:
+        raise ProtocolError(f"body has MessagePack extension type {code}, expected {arrays.NDARRAY} (an array)")
+    return arrays.build(payload, _given.buffers)
+
+
+_plain_decoder = msgspec.msgpack.Decoder(Any, ext_hook=_extension)
+
+
+def decode_value(encoding: str, data: Buffer, buffers: Sequence[Any] = (), *, trusted: bool = True) -> Any:
     """Body -> value. Arrays whose buffer is read-only come out read-only.
 
     `trusted`: whether the peer is the same user on this node; pickles from anyone else are refused.
     Raises: ProtocolError (L2006) for anything malformed, in a pickle too.
     """
     if encoding == MSGPACK:
-        if not buffers:
-            try:
-                return _plain_decoder.decode(data)
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-                raise ProtocolError(f"body is not MessagePack: {error}") from None
-        return _decode_neutral(data, buffers)
+        if buffers:
+            _given.buffers = buffers
+        try:
+            return _plain_decoder.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"body is not MessagePack: {error}") from None
+        finally:
+            if buffers:
+                _given.buffers = ()
     if encoding != PICKLE:
         raise ProtocolError(f"body encoding: expected 'msgpack' or 'pickle', got {encoding!r}")
     if not trusted:
@@ -265,54 +248,41 @@ def decode_value(encoding: str, data: bytes, buffers: Sequence[Any] = (), *, tru
         raise ProtocolError(f"body cannot be unpickled here: {type(error).__name__}: {error}") from error
 
 
-def _decode_neutral(data: bytes, buffers: Sequence[Any]) -> Any:
-    def hook(code: int, payload: memoryview) -> Any:
-        if code != NDARRAY:
-            raise ProtocolError(f"body has MessagePack extension type {code}, expected {NDARRAY} (an array)")
-        return _array(payload, buffers)
-
-    try:
-        return msgspec.msgpack.Decoder(Any, ext_hook=hook).decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"body is not MessagePack: {error}") from None
-
-
-def _array(payload: memoryview, buffers: Sequence[Any]) -> Any:
-    import numpy
-
-    try:
-        description, shape, index = msgspec.msgpack.decode(payload, type=tuple[Any, list[int], int])
-        if not 0 <= index < len(buffers):
-            raise ValueError(f"buffer {index} of {len(buffers)}")
-        if any(length < 0 for length in shape):
-            raise ValueError(f"shape {shape}")
-        dtype = _dtype(description)
-        if dtype.hasobject:
-            raise ValueError(f"dtype {description!r} holds Python objects")
-        return numpy.frombuffer(buffers[index], dtype=dtype).reshape(shape)
-    except (msgspec.DecodeError, ValueError, TypeError, SyntaxError, RecursionError) as error:
-        raise ProtocolError(f"body has a malformed array: {error}") from None
-
-
 def _pickle(value: Any, what: str) -> Body:
+    """`data` in the pieces that the pickler writes: large bytes and text are pieces of their own, not copied."""
     buffers: list[Any] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes < INLINE_BYTES:
+        if buffer.raw().nbytes < arrays.BESIDE_BYTES:
             return True
         buffers.append(buffer)
         return False
 
-    out = io.BytesIO()
+    pieces = _Pieces()
     try:
-        _Pickler(out, protocol=5, buffer_callback=keep).dump(value)
-        return Body(PICKLE, out.getvalue(), buffers)
+        _Pickler(pieces, protocol=5, buffer_callback=keep).dump(value)
+        return Body(PICKLE, pieces.data(), buffers)
     except (_ByValue, pickle.PicklingError):  # not found under its name: a decorated function, an enum made by a call
         buffers.clear()
         return Body(PICKLE, dumps_by_value(value, keep, what), buffers)
     except Exception as error:  # any __reduce__ may raise anything
         raise NotSendable(f"{what} cannot be sent: {type(error).__name__}: {error}") from error
+
+
+class _Pieces:
+    """A file for a pickler: it keeps what is written, as it is."""
+
+    __slots__ = ("_written", "write")
+
+    def __init__(self) -> None:
+        self._written: list[Any] = []
+        self.write = self._written.append
+
+    def data(self) -> bytes | list[bytes]:
+        """All that was written; a mutable piece is copied, for its owner may change it before it is sent."""
+        if len(self._written) == 1:
+            return bytes(self._written[0])
+        return [bytes(piece) for piece in self._written]
 
 
 def dumps_order(cls: type | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -335,11 +305,22 @@ def dumps_by_value(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | Non
 
     Raises: NotSendable (L1004).
     """
-    import cloudpickle
-
     out = io.BytesIO()
     try:
-        cloudpickle.Pickler(out, protocol=5, buffer_callback=keep).dump(value)
+        _by_value_pickler()(out, protocol=5, buffer_callback=keep).dump(value)
     except Exception as error:
         raise NotSendable(f"{what} cannot be sent: {type(error).__name__}: {error}") from error
     return out.getvalue()
+
+
+@functools.cache
+def _by_value_pickler() -> Any:
+    """cloudpickle's pickler with our reductions on top; made when it is first needed, for the import takes time."""
+    import cloudpickle
+
+    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            found = arrays.reduce(obj)
+            return super().reducer_override(obj) if found is NotImplemented else found
+
+    return ByValue

@@ -63,6 +63,7 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     participant: _Participant = -1
     credit: _Count = 0
     buffers: tuple[tuple[int, ...] | None, ...] = ()
+    bulk_body: bool = False
     body: msgspec.Raw = _ABSENT
 
 

@@ -3,7 +3,8 @@
 A small body is part of the header, so that most messages are one frame; a larger one is the second frame.
 
 Where a buffer rides is said in the header's `buffers`, one entry each: nil for the next frame, or an arena reference.
-References are made only for a receiver that told its arena participant number, which is to say: on this node.
+References are made only for a receiver that told its arena participant number, which is to say: on this node. Such a
+receiver gets a large body by reference, too, as the last of the buffers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loom.errors import NotSendable, ProtocolError
-from loom.wire.codec import Body
+from loom.wire.codec import Body, decode_value
 from loom.wire.envelope import MSGPACK, PICKLE, Envelope, encode
 
 if TYPE_CHECKING:
@@ -38,43 +39,39 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
 
     `receiver`: the peer's arena participant, -1 when it has none. An array that lives in the arena is sealed by this:
     it turns read-only for its sender too.
-    Raises: ArenaFull (L3003) when a buffer finds no room.
+    Raises: ArenaFull (L3003) when a buffer finds no room; NotSendable (L1004) when it would need the arena.
     """
-    if len(body.data) > MAX_FRAME_BYTES:
-        raise NotSendable(
-            f"the message is {len(body.data)} bytes, the most is {MAX_FRAME_BYTES}: "
-            "send arrays, which go through shared memory, or several messages"
-        )
     envelope.encoding = body.encoding
+    data = body.data
+    shared = arena if receiver >= 0 else None
     frames: list[Any] = [b""]
-    if len(body.data) > INLINE_BODY_BYTES:
-        frames.append(body.data)
-    elif body.encoding == MSGPACK:
-        envelope.body = msgspec.Raw(body.data)
+    if type(data) is bytes and len(data) <= INLINE_BODY_BYTES:
+        envelope.body = msgspec.Raw(data if body.encoding == MSGPACK else encode_bytes(data))
+        if not body.buffers:
+            frames[0] = encode(envelope)
+            return frames
+    elif shared is not None and size_of(data) >= ARENA_BYTES:
+        envelope.bulk_body = True
     else:
-        envelope.body = msgspec.Raw(encode_bytes(body.data))
-    if not body.buffers:
-        frames[0] = encode(envelope)
-        return frames
+        frames.append(_frame(data))
     places: list[tuple[int, ...] | None] = []
-    by_reference = arena is not None and receiver >= 0
     try:
         for buffer in body.buffers:
-            view = memoryview(buffer)
-            if by_reference and view.nbytes >= ARENA_BYTES:
-                assert arena is not None
-                reference, copied = arena.send(buffer, receiver)
+            size_bytes = buffer.nbytes if hasattr(buffer, "nbytes") else memoryview(buffer).nbytes
+            if shared is not None and size_bytes >= ARENA_BYTES:
+                reference, copied = shared.send(buffer, receiver)
                 places.append(reference)
                 if not copied:
-                    seal(view.obj)
-            else:
-                if view.nbytes > MAX_FRAME_BYTES:
-                    raise NotSendable(f"a buffer of {view.nbytes} bytes is too large for a frame, and finds no arena")
-                if arena is not None:
-                    arena.count_copied(view.nbytes)
-                # A copy, for ZeroMQ's thread reads the frame later, when the sender may have written to the array.
-                frames.append(view.tobytes("A"))
-                places.append(None)
+                    seal(buffer)
+                continue
+            if arena is not None:
+                arena.count_copied(size_bytes)
+            # A copy, for ZeroMQ's thread reads the frame later, when the sender may have written to the array.
+            frames.append(_frame(memoryview(buffer).tobytes("A")))
+            places.append(None)
+        if envelope.bulk_body:
+            assert shared is not None
+            places.append(shared.send(data, receiver)[0])
     except BaseException:
         recall(places, arena)
         raise
@@ -83,16 +80,54 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
     return frames
 
 
+def size_of(data: bytes | list[bytes]) -> int:
+    """Bytes of a body's data."""
+    return len(data) if isinstance(data, bytes) else sum(map(len, data))
+
+
+def _frame(data: bytes | list[bytes]) -> bytes:
+    """One frame. Raises: NotSendable (L1004) when it is too large for that."""
+    size_bytes = size_of(data)
+    if size_bytes > MAX_FRAME_BYTES:
+        raise NotSendable(
+            f"{size_bytes} bytes in one frame, the most is {MAX_FRAME_BYTES}, and the receiver takes no part in the "
+            "arena: send several messages"
+        )
+    return data if isinstance(data, bytes) else b"".join(data)
+
+
+def read(envelope: Envelope, frames: Sequence[Any], arena: Arena | None) -> Any:
+    """The value that a received message carries; `frames` are those after the header.
+
+    References are accepted here: from now on this process holds the blocks, or, after an error, none of them.
+    Raises: ProtocolError (L2006) when header, frames and body disagree; StaleReference (L2009).
+    """
+    body, frames = split(envelope, frames)
+    if not envelope.buffers and not frames:
+        return decode_value(envelope.encoding, body)
+    buffers = unpack(envelope, frames, arena)
+    if envelope.bulk_body:
+        body = buffers.pop()
+    return decode_value(envelope.encoding, body, buffers)
+
+
 def split(envelope: Envelope, frames: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     """Body and buffer frames of a received message; `frames` are those after the header.
 
+    Returns: (None, frames) when the body is the last of the buffers.
     Raises: ProtocolError (L2006) when there is no body, or a pickle is not carried as bytes.
     """
     body = envelope.body
     if not body:
+        if envelope.bulk_body:
+            if envelope.buffers:
+                return None, frames
+            raise ProtocolError("header has `bulk_body`, and no buffer that could be it (at `$.buffers`)")
         if not frames:
             raise ProtocolError("message has no body: expected `$.body` in the header, or a second frame")
         return frames[0], frames[1:]
+    if envelope.bulk_body:
+        raise ProtocolError("message has two bodies: one in the header, and `$.bulk_body`")
     if envelope.encoding != PICKLE:
         return body, frames
     try:
@@ -115,28 +150,20 @@ def unpack(envelope: Envelope, frames: Sequence[Any], arena: Arena | None) -> li
     References are accepted here: from now on this process holds the blocks, or, after an error, none of them.
     Raises: ProtocolError (L2006) when header and frames disagree; StaleReference (L2009).
     """
+    places = envelope.buffers
+    inline = places.count(None)
+    buffers: list[Any] = []
+    rest = iter(frames)
     try:
-        return _unpack(envelope, frames, arena)
+        if inline != len(frames):
+            raise ProtocolError(f"header announces {inline} buffer frames, the message has {len(frames)}")
+        if arena is None and inline != len(places):
+            raise ProtocolError("message has an arena reference, and this side has no arena")
+        for place in places:
+            buffers.append(next(rest) if place is None else arena.accept(place))  # type: ignore[union-attr]
     except BaseException:
         discard(envelope, arena)
         raise
-
-
-def _unpack(envelope: Envelope, frames: Sequence[Any], arena: Arena | None) -> list[Any]:
-    inline = sum(place is None for place in envelope.buffers)
-    if inline != len(frames):
-        raise ProtocolError(f"header announces {inline} buffer frames, the message has {len(frames)}")
-    if not envelope.buffers:
-        return []
-    rest = iter(frames)
-    buffers: list[Any] = []
-    for place in envelope.buffers:
-        if place is None:
-            buffers.append(next(rest))
-        elif arena is None:
-            raise ProtocolError("message has an arena reference, and this side has no arena")
-        else:
-            buffers.append(arena.accept(place))
     return buffers
 
 
@@ -152,8 +179,17 @@ def discard(envelope: Envelope, arena: Arena | None) -> None:
                 continue
 
 
-def seal(owner: Any) -> None:
-    """Make an arena array read-only for its sender, up to the array that owns the memory."""
-    while owner is not None and hasattr(owner, "flags"):
-        owner.flags.writeable = False
-        owner = owner.base
+def seal(buffer: Any) -> None:
+    """Make an arena array read-only for its sender, up to the array that owns the memory.
+
+    Other views that were taken of that before are out of reach, and stay writable: NumPy keeps no list of them.
+    """
+    owner: Any = buffer if hasattr(buffer, "setflags") else memoryview(buffer).obj
+    while True:
+        if hasattr(owner, "setflags"):
+            owner.setflags(write=False)
+            owner = owner.base
+        elif type(owner) is memoryview:
+            owner = owner.obj
+        else:
+            return

@@ -10,6 +10,7 @@
 #include <Python.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
 #include <unistd.h>
@@ -245,19 +246,71 @@ static PyObject *handle_lease(Handle *self, PyObject *argument) {
     return code ? raise_code(self->error, code) : block_new(self, &view);
 }
 
-static int send_copy(Handle *self, const Py_buffer *data, uint32_t receiver, loom_reference *reference) {
+typedef struct {
+    const void *bytes;
+    size_t size;
+} piece;
+
+static void copy_pieces(unsigned char *to, const piece *pieces, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; to += pieces[i++].size)
+        if (pieces[i].size) memcpy(to, pieces[i].bytes, pieces[i].size);
+}
+
+static int send_copy(Handle *self, const piece *pieces, Py_ssize_t count, uint32_t receiver,
+                     loom_reference *reference) {
     loom_view view;
-    uint64_t size = (uint64_t)data->len;
+    uint64_t size = 0;
+    for (Py_ssize_t i = 0; i < count; i++) size += pieces[i].size;
     int code = loom_arena_lease_warm(self->arena, size, &view);
     if (code == LOOM_E_FULL) UNLOCKED(self, code = loom_arena_lease(self->arena, size, &view));
     if (code) return code;
     if (size >= COPY_WITHOUT_GIL)
-        UNLOCKED(self, memcpy(view.data, data->buf, size));
-    else if (size)
-        memcpy(view.data, data->buf, size);
+        UNLOCKED(self, copy_pieces(view.data, pieces, count));
+    else
+        copy_pieces(view.data, pieces, count);
     code = loom_arena_hand_over(&view, receiver, reference);
     if (code) loom_arena_release(&view);
     return code;
+}
+
+/* What a send came to, for Python: (reference, copied), or the code of what may pass. */
+static PyObject *send_result(Handle *self, int code, const loom_reference *reference, int copied) {
+    if (code == LOOM_E_FULL || code == LOOM_E_SLOTS || code == LOOM_E_TOKENS) return PyLong_FromLong(code);
+    if (code) return raise_code(self->error, code);
+    PyObject *packed = reference_pack(reference), *result = PyTuple_New(2);
+    if (!packed || !result || PyTuple_SetItem(result, 0, packed) ||
+        PyTuple_SetItem(result, 1, Py_NewRef(copied ? Py_True : Py_False))) {
+        if (!result) Py_XDECREF(packed);
+        Py_XDECREF(result);
+        if (self->arena) loom_arena_recall(self->arena, reference);
+        return NULL;
+    }
+    return result;
+}
+
+/* Several bytes objects as one block. */
+static PyObject *send_list(Handle *self, PyObject *list, uint32_t receiver) {
+    PyObject *held = PyList_AsTuple(list); /* the list may change while the GIL is given up */
+    if (!held) return NULL;
+    Py_ssize_t count = PyTuple_Size(held);
+    piece *pieces = malloc((size_t)(count + 1) * sizeof *pieces);
+    PyObject *result = NULL;
+    loom_reference reference;
+    if (!pieces) PyErr_NoMemory();
+    for (Py_ssize_t i = 0; pieces && i < count; i++) {
+        char *bytes = NULL;
+        Py_ssize_t size = 0;
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(held, i), &bytes, &size)) goto done;
+        pieces[i] = (piece){bytes, (size_t)size};
+    }
+    if (pieces) {
+        int code = send_copy(self, pieces, count, receiver, &reference);
+        result = send_result(self, code, &reference, 1);
+    }
+done:
+    free(pieces);
+    Py_DECREF(held);
+    return result;
 }
 
 static PyObject *handle_send(Handle *self, PyObject *const *arguments, Py_ssize_t count) {
@@ -266,6 +319,7 @@ static PyObject *handle_send(Handle *self, PyObject *const *arguments, Py_ssize_
     if (receiver == (unsigned long)-1 && PyErr_Occurred()) return NULL;
     if (receiver > LOOM_ANY) return raise_code(self->error, LOOM_E_USAGE);
     if (!handle_ready(self)) return NULL;
+    if (PyList_Check(arguments[0])) return send_list(self, arguments[0], (uint32_t)receiver);
     Py_buffer data;
     if (PyObject_GetBuffer(arguments[0], &data, PyBUF_ANY_CONTIGUOUS)) return NULL;
     loom_reference reference;
@@ -274,23 +328,13 @@ static PyObject *handle_send(Handle *self, PyObject *const *arguments, Py_ssize_
         code = loom_arena_send(self->arena, data.buf, (uint64_t)data.len, (uint32_t)receiver, &reference);
         if (code == LOOM_E_FOREIGN) {
             copied = 1;
-            code = send_copy(self, &data, (uint32_t)receiver, &reference);
+            code = send_copy(self, &(piece){data.buf, (size_t)data.len}, 1, (uint32_t)receiver, &reference);
         }
     }
     int failed = errno;
     PyBuffer_Release(&data);
     errno = failed;
-    if (code == LOOM_E_FULL || code == LOOM_E_SLOTS || code == LOOM_E_TOKENS) return PyLong_FromLong(code);
-    if (code) return raise_code(self->error, code);
-    PyObject *packed = reference_pack(&reference), *result = PyTuple_New(2);
-    if (!packed || !result || PyTuple_SetItem(result, 0, packed) ||
-        PyTuple_SetItem(result, 1, Py_NewRef(copied ? Py_True : Py_False))) {
-        if (!result) Py_XDECREF(packed);
-        Py_XDECREF(result);
-        if (self->arena) loom_arena_recall(self->arena, &reference);
-        return NULL;
-    }
-    return result;
+    return send_result(self, code, &reference, copied);
 }
 
 static PyObject *handle_accept(Handle *self, PyObject *argument) {

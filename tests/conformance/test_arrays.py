@@ -343,12 +343,96 @@ def test_an_array_of_the_array_module(desk: loom.ActorRef) -> None:
     assert desk.echo(sent).result(timeout_s=10) == sent
 
 
-@pytest.mark.parametrize("size", [100, 100_000])
-def test_a_memoryview_is_refused_with_a_reason(desk: loom.ActorRef, size: int) -> None:
-    with pytest.raises(NotSendable, match="memoryview"):
-        desk.echo(memoryview(bytes(size)))
-    view = memoryview(os.urandom(size))
-    assert desk.echo(np.asarray(view)).result(timeout_s=10).tobytes() == view.tobytes()
+@pytest.mark.parametrize("kind", [bytes, bytearray, str])
+def test_large_bytes_go_through_the_arena_wherever_they_are(
+    desk: loom.ActorRef, figures: Callable[[], ArenaStats], kind: type
+) -> None:
+    sent = kind(os.urandom(3_000_000)) if kind is not str else "ö" * 1_500_000
+    for value in (sent, [1, {"deep": (sent,)}]):
+        before = figures()
+        assert desk.echo(value).result(timeout_s=10) == value
+        after = figures()
+        assert after.references_sent - before.references_sent == 2
+        assert 6_000_000 <= after.bytes_copied - before.bytes_copied < 6_001_000
+
+
+def test_named_bytes(desk: loom.ActorRef) -> None:
+    sent = os.urandom(100_000)
+    assert desk.echo(value=sent).result(timeout_s=10) == sent
+
+
+def test_a_large_body_of_small_things(desk: loom.ActorRef, figures: Callable[[], ArenaStats]) -> None:
+    sent = {"numbers": list(range(100_000)), "words": [str(n) for n in range(50_000)]}
+    before = figures()
+    assert desk.echo(sent).result(timeout_s=10) == sent
+    assert figures().references_sent - before.references_sent == 2
+
+
+@pytest.mark.parametrize("size", [0, 100, 100_000])
+@pytest.mark.parametrize(
+    "make",
+    [
+        memoryview,
+        lambda data: memoryview(bytearray(data)),
+        lambda data: memoryview(data).cast("d") if len(data) % 8 == 0 else memoryview(data).cast("i"),
+        lambda data: memoryview(data)[::2],
+        lambda data: memoryview(data).cast("B", (10, len(data) // 10)) if data else memoryview(data),
+        lambda data: memoryview(np.frombuffer(data, "u1")),
+    ],
+    ids=["of bytes", "of a bytearray", "of numbers", "strided", "of two dimensions", "of an array"],
+)
+def test_a_memoryview_arrives_as_one_and_read_only(
+    desk: loom.ActorRef, make: Callable[[bytes], memoryview], size: int
+) -> None:
+    sent = make(os.urandom(size))
+    for value in (sent, [sent]):
+        back = desk.echo(value).result(timeout_s=10)
+        back = back if isinstance(back, memoryview) else back[0]
+        assert type(back) is memoryview
+        assert (back.format, back.shape, back.tobytes()) == (sent.format, sent.shape, sent.tobytes())
+        assert back.readonly
+        del back
+
+
+def test_a_memoryview_of_shared_memory_is_not_copied(desk: loom.ActorRef, figures: Callable[[], ArenaStats]) -> None:
+    shared = loom.arena.share(noise(BIG))
+    before = figures()
+    back = desk.echo(memoryview(shared)).result(timeout_s=10)
+    assert back.tolist() == shared.tolist()
+    assert figures().bytes_copied == before.bytes_copied
+    with pytest.raises(ValueError, match="read-only"):
+        shared[0] = 1
+
+
+@pytest.mark.parametrize("array", [np.zeros(20_000, [("a", "i4"), ("b", "f8")]), np.zeros((3, 0))])
+def test_a_memoryview_that_cannot_be_rebuilt_is_refused_with_a_reason(desk: loom.ActorRef, array: np.ndarray) -> None:
+    with pytest.raises(NotSendable, match=r"send numpy\.asarray"):
+        desk.echo(memoryview(array))
+    assert desk.echo(np.asarray(memoryview(array))).result(timeout_s=10).tobytes() == array.tobytes()
+
+
+def test_a_memoryview_beside_what_only_goes_by_value(desk: loom.ActorRef) -> None:
+    view = memoryview(os.urandom(100_000))
+    back, function = desk.echo([view, lambda: 7]).result(timeout_s=10)
+    assert type(back) is memoryview
+    assert (back.tobytes(), function()) == (view.tobytes(), 7)
+
+
+def test_arrow_buffers_and_tables(desk: loom.ActorRef, figures: Callable[[], ArenaStats]) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"n": np.arange(BIG), "x": noise(BIG), "word": ["a", None] * (BIG // 2)})
+    before = figures()
+    back = desk.echo(table).result(timeout_s=10)
+    assert back.equals(table)
+    copied = figures().bytes_copied - before.bytes_copied
+    assert copied >= BIG * 16  # into the arena once; the way back is by reference
+    assert copied < 2 * BIG * 16
+    sent = arrow.py_buffer(os.urandom(100_000))
+    assert desk.echo(sent).result(timeout_s=10).equals(sent)
+    shared = arrow.py_buffer(loom.arena.share(noise(BIG)))
+    before = figures()
+    assert desk.echo(shared).result(timeout_s=10).equals(shared)
+    assert figures().bytes_copied == before.bytes_copied
 
 
 # --- Who keeps a block alive ---

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as stn
 
 from loom.errors import LoomError, NotSendable, ProtocolError
 from loom.wire import codec, envelope, failures
+from loom.wire.arrays import BESIDE_BYTES, NDARRAY
 from loom.wire.envelope import MSGPACK, PICKLE, Envelope
 
 
@@ -132,7 +133,7 @@ def arrive(body: codec.Body) -> Any:
 
 
 @given(anything())
-@example([np.zeros(codec.INLINE_BYTES // 8), np.zeros((50, 50), order="F")])
+@example([np.zeros(BESIDE_BYTES // 8), np.zeros((50, 50), order="F")])
 def test_python_to_python(value: Any) -> None:
     assert same(arrive(codec.encode_value(value, PICKLE)), value)
 
@@ -156,7 +157,7 @@ def test_another_library_reads_what_we_write(value: Any) -> None:
     found: list[Any] = []
 
     def array_of(code: int, data: bytes) -> Any:
-        assert code == codec.NDARRAY
+        assert code == NDARRAY
         dtype, shape, index = msgpack.unpackb(data)
         found.append(index)
         if isinstance(dtype, list):  # records: their fields are tuples to NumPy, and so are [title, name] pairs
@@ -203,7 +204,7 @@ def test_any_bytes_are_a_body_or_a_protocol_error(data: bytes, buffers: list[byt
 @given(st.recursive(PLAIN, lambda below: st.lists(below, max_size=4), max_leaves=8), st.lists(BYTES, max_size=3))
 @example([[["a", "<f8"]], [1], 0], [b"12345678"])
 def test_any_array_header_is_an_array_or_a_protocol_error(content: Any, buffers: list[bytes]) -> None:
-    data = msgpack.packb(msgpack.ExtType(codec.NDARRAY, msgpack.packb(content)))
+    data = msgpack.packb(msgpack.ExtType(NDARRAY, msgpack.packb(content)))
     try:
         found = codec.decode_value(MSGPACK, data, buffers)
     except ProtocolError:
@@ -221,7 +222,7 @@ DESCRIPTIONS = st.recursive(
 @pytest.mark.filterwarnings("ignore:Data type alias 'a' was deprecated")
 @given(DESCRIPTIONS, st.lists(st.integers(-2, 9), max_size=3), st.integers(-1, 1), BYTES)
 def test_any_dtype_is_an_array_or_a_protocol_error(dtype: Any, shape: list[int], index: int, data: bytes) -> None:
-    body = msgpack.packb(msgpack.ExtType(codec.NDARRAY, msgpack.packb([dtype, shape, index])))
+    body = msgpack.packb(msgpack.ExtType(NDARRAY, msgpack.packb([dtype, shape, index])))
     try:
         found = codec.decode_value(MSGPACK, body, [data])
     except ProtocolError:
@@ -286,7 +287,7 @@ def test_any_text_of_an_exception_travels(text: str, is_cause: bool) -> None:
     assert arrive(codec.encode_neutral(body))["code"] == ("L2001" if is_cause else "L2005")
 
 
-@pytest.mark.parametrize("size", [0, 1, codec.INLINE_BYTES - 1, codec.INLINE_BYTES, 100_000])
+@pytest.mark.parametrize("size", [0, 1, BESIDE_BYTES - 1, BESIDE_BYTES, 100_000])
 @pytest.mark.parametrize("accept", [MSGPACK, PICKLE])
 def test_sizes_around_the_limit(size: int, accept: str) -> None:
     array = np.random.default_rng(size).integers(0, 255, size, "u1")

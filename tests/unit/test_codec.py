@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from loom.errors import NotSendable, ProtocolError
-from loom.wire import codec
+from loom.wire import arrays, codec
 from loom.wire.codec import Body
 from loom.wire.envelope import MSGPACK, PICKLE
 
@@ -209,10 +209,10 @@ class TestArrays:
 
 class TestBuffers:
     def test_large_ones_ride_beside_a_pickle_small_ones_in_it(self) -> None:
-        large, small = np.zeros(codec.INLINE_BYTES, "u1"), np.zeros(codec.INLINE_BYTES - 1, "u1")
+        large, small = np.zeros(arrays.BESIDE_BYTES, "u1"), np.zeros(arrays.BESIDE_BYTES - 1, "u1")
         body = codec.encode_value([large, small], PICKLE)
-        assert [memoryview(one).nbytes for one in body.buffers] == [codec.INLINE_BYTES]
-        assert len(body.data) < 2 * codec.INLINE_BYTES
+        assert [memoryview(one).nbytes for one in body.buffers] == [arrays.BESIDE_BYTES]
+        assert len(body.data) < 2 * arrays.BESIDE_BYTES
 
     def test_nothing_is_copied(self) -> None:
         array = np.zeros(10_000)
@@ -425,7 +425,7 @@ BAD_ARRAYS: list[Any] = [
 
 @pytest.mark.parametrize("content", BAD_ARRAYS, ids=repr)
 def test_malformed_arrays(content: Any) -> None:
-    data = msgpack.packb(msgpack.ExtType(codec.NDARRAY, msgpack.packb(content)))
+    data = msgpack.packb(msgpack.ExtType(arrays.NDARRAY, msgpack.packb(content)))
     with pytest.raises(ProtocolError, match="malformed array"):
         codec.decode_value(MSGPACK, data, [b"12345678"])
 

@@ -37,6 +37,7 @@ EVERY_FIELD: dict[str, Any] = {
     "participant": 3,
     "credit": 8,
     "buffers": [None, [0, 1, 2, 0, 64, 0, 5, 9]],
+    "bulk_body": True,
     "body": [[1, None], {"by": b"x"}],
 }
 

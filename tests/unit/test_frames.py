@@ -93,6 +93,38 @@ class TestBody:
         with pytest.raises(ProtocolError, match="not a pickle"):
             frames.split(header, [])
 
+    @pytest.mark.parametrize("data", [b"\xc6\x00\x01\x00\x00" + bytes(65536), [b"\xc6\x00\x01\x00\x00", bytes(65536)]])
+    def test_a_large_one_goes_by_reference_on_one_node(
+        self, sender: Arena, receiver: Arena, data: bytes | list[bytes]
+    ) -> None:
+        header = Envelope(1, "call")
+        parts = frames.pack(header, Body("msgpack", data, [LARGE]), sender, receiver.participant)
+        assert len(parts) == 1
+        found = envelope.decode(parts[0])
+        assert frames.split(found, []) == (None, [])
+        assert len(found.buffers) == 2
+        assert frames.read(found, [], receiver) == bytes(65536)
+        with pytest.raises(StaleReference):
+            frames.read(found, [], receiver)
+        assert in_flight(sender) == 0
+
+    def test_a_large_one_in_pieces_is_one_frame_without_an_arena(self) -> None:
+        pieces = [b"\xc6\x00\x01\x00\x00", bytes(65536)]
+        parts = frames.pack(Envelope(1, "call"), Body("msgpack", pieces, [SMALL]), None, -1)
+        assert parts[1:] == [b"".join(pieces), SMALL.tobytes()]
+
+    @pytest.mark.parametrize(
+        ("fields", "problem"), [({"buffers": []}, "no buffer"), ({"buffers": [None], "body": 1}, "two bodies")]
+    )
+    def test_a_header_that_is_wrong_about_it(self, fields: dict[str, Any], problem: str) -> None:
+        found = envelope.decode(msgpack.packb({"id": 1, "kind": "call", "bulk_body": True, **fields}))
+        with pytest.raises(ProtocolError, match=problem):
+            frames.read(found, [b"\xc0"], None)
+
+    def test_the_last_frame_may_be_it(self) -> None:
+        found = envelope.decode(msgpack.packb({"id": 1, "kind": "call", "bulk_body": True, "buffers": [None]}))
+        assert frames.read(found, [b"\x07"], None) == 7
+
     def test_one_in_the_header_leaves_the_frames_to_the_buffers(self) -> None:
         header, rest = packed(body_of(SMALL, OTHER), None, -1)
         assert header.buffers == (None, None)
