@@ -3,6 +3,7 @@
 #define LOOM_TESTS_CHECK_H
 
 #include <dirent.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,8 @@
 /* one_mapping.c -- lets a race detector see through shared memory.
  *
  * ThreadSanitizer compares addresses, and two handles of one process map the same file at two of them. Compiled with
- * -Dmmap=one_mapping_mmap -Dmunmap=one_mapping_munmap the core maps each part of a file once, and writable.
+ * -Dmmap=one_mapping_mmap -Dmunmap=one_mapping_munmap the core maps each part of a file once, and writable;
+ * a part of what is mapped already is found there.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -15,7 +16,8 @@ struct mapping {
     dev_t device;
     ino_t inode;
     off_t offset;
-    void *at;
+    size_t size;
+    unsigned char *at;
     unsigned users;
 };
 
@@ -36,7 +38,8 @@ void *mmap(void *at, size_t size, int protection, int flags, int fd, off_t offse
         struct mapping *mapping = &mappings[i];
         if (!mapping->users)
             spare = spare ? spare : mapping;
-        else if (mapping->device == about.st_dev && mapping->inode == about.st_ino && mapping->offset == offset)
+        else if (mapping->device == about.st_dev && mapping->inode == about.st_ino && mapping->offset <= offset &&
+                 offset + (off_t)size <= mapping->offset + (off_t)mapping->size)
             found = mapping;
     }
     if (!found && spare) {
@@ -49,26 +52,31 @@ void *mmap(void *at, size_t size, int protection, int flags, int fd, off_t offse
         void *mapped = map_now(at, size, PROT_READ | PROT_WRITE, flags, again, offset);
         if (again != fd) close(again);
         if (mapped != MAP_FAILED) {
-            *spare = (struct mapping){about.st_dev, about.st_ino, offset, mapped, 0};
+            *spare = (struct mapping){about.st_dev, about.st_ino, offset, size, mapped, 0};
             found = spare;
         }
     }
     void *result = MAP_FAILED;
     if (found) {
         found->users++;
-        result = found->at;
+        result = found->at + (offset - found->offset);
     }
     pthread_mutex_unlock(&mutex);
     return result;
 }
 
 int munmap(void *at, size_t size) {
-    int last = 1;
+    unsigned char *mapped = at;
     pthread_mutex_lock(&mutex);
-    for (size_t i = 0; i < sizeof mappings / sizeof *mappings; i++)
-        if (mappings[i].users && mappings[i].at == at) last = --mappings[i].users == 0;
+    for (size_t i = 0; i < sizeof mappings / sizeof *mappings; i++) {
+        struct mapping *mapping = &mappings[i];
+        if (!mapping->users || mapped < mapping->at || mapped >= mapping->at + mapping->size) continue;
+        mapped = --mapping->users ? NULL : mapping->at;
+        size = mapping->size;
+        break;
+    }
     /* Inside the mutex: the address must not be mapped again before it is free. */
-    int result = last ? (int)syscall(SYS_munmap, at, size) : 0;
+    int result = mapped ? (int)syscall(SYS_munmap, mapped, size) : 0;
     pthread_mutex_unlock(&mutex);
     return result;
 }
