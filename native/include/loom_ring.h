@@ -42,14 +42,16 @@
  *      receiver that is killed has begun none that it has not taken.
  *   3. after a lane was read to the end, or reading is given up for now: a seq_cst fence; if `sender_waits` is 1,
  *      exchange it for 0 and ring the sender's bell.
- *   To sleep: store `sleeping` 1 (seq_cst), look at all of `ready` once more (seq_cst), and only then wait. A sender sets
- *   its bit before it reads `sleeping`: one of the two sees the other.
- *   Receiving answers is the same with one lane: `sender_sleeping`, then one more look at the tail.
+ *   To sleep: store the next odd number in `sleeping` (seq_cst), look at all of `ready` once more (seq_cst), and only
+ *   then wait. A sender sets its bit before it reads `sleeping`: one of the two sees the other. Awake: store the next
+ *   even number.
+ *   Receiving answers is the same with one lane: `sender_sleeping` 1 or 0, then one more look at the tail.
+ *   native/tests/model_ring.py checks all this in every interleaving of small cases, deaths included.
  *
  * Waiting for room
  *   The side that finds no room stores `sender_waits` (requests) or `receiver_waits` (answers) 1 (seq_cst), looks once
  *   more, and sleeps on its bell. The other side rings it as above when it has made room. A receiver that waits for
- *   room also sleeps by `sleeping`: the sender that makes room exchanges that, too, before it rings.
+ *   room also sleeps by `sleeping`, and is rung as for a message.
  *
  * Who comes after whom
  *   A receiver's file dies with it: a new incarnation has a new one. A lane's sender may die and another process may
@@ -87,7 +89,7 @@ struct loom_mail {
     uint32_t lane_size;        /* 16  LOOM_LANE_SIZE */
     uint32_t ring_size;        /* 20  LOOM_RING_SIZE */
     uint64_t reserved0[5];
-    _Atomic uint32_t sleeping; /* 64  1 while the receiver waits at its bell */
+    _Atomic uint32_t sleeping; /* 64  odd while the receiver waits at its bell and nobody has rung it */
     uint32_t reserved1[15];
     _Atomic uint64_t ready[LOOM_LANES / 64]; /* 128  lane p is bit p % 64 of word p / 64 */
     uint64_t reserved2[480];
@@ -217,7 +219,7 @@ int loom_mailbox_remove(const char *name);
 
 #define LOOM_RING_STEPS(X)                                                                                           \
     X(OPEN_RESERVED) X(OPEN_SESSION)                                                                                 \
-    X(SEND_PADDED) X(SEND_WRITTEN) X(SEND_PUBLISHED) X(SEND_READY) X(SEND_WOKEN) X(SEND_RUNG)                        \
+    X(SEND_PADDED) X(SEND_WRITTEN) X(SEND_PUBLISHED) X(SEND_READY) X(SEND_RUNG) X(SEND_SAID)                         \
     X(NEXT_CLAIMED) X(NEXT_SHOWN) X(TAKE_TAKEN) X(PAUSE_WOKEN) X(REST_SET)                                           \
     X(ANSWER_WRITTEN) X(ANSWER_PUBLISHED) X(ANSWER_WOKEN) X(ANSWER_RUNG)
 

@@ -158,6 +158,7 @@ struct loom_mailbox {
     struct loom_mail *mail;
     char path[PATH_SIZE], bells[PATH_SIZE];
     int fd, bell;
+    uint32_t sleep;          /* the even number that says awake */
     uint64_t mine[WORDS];    /* lanes to look at */
     uint64_t waits[WORDS];   /* lanes whose answers wait for room */
     uint32_t lane, in_a_row; /* the one being read, and how many records of it were */
@@ -393,18 +394,19 @@ static bool room_again(loom_mailbox *mailbox) {
 
 int loom_mailbox_rest(loom_mailbox *mailbox) {
     lane_leave(mailbox);
-    atomic_store_explicit(&mailbox->mail->sleeping, 1, memory_order_seq_cst);
+    mailbox->sleep += 2;
+    atomic_store_explicit(&mailbox->mail->sleeping, mailbox->sleep - 1, memory_order_seq_cst);
     STEP(REST_SET);
     uint64_t any = 0;
     for (uint32_t word = 0; word < WORDS; word++)
         any |= mailbox->mine[word] | atomic_load_explicit(&mailbox->mail->ready[word], memory_order_seq_cst);
     if (!any && !room_again(mailbox)) return 1;
-    atomic_store_explicit(&mailbox->mail->sleeping, 0, memory_order_relaxed);
+    atomic_store_explicit(&mailbox->mail->sleeping, mailbox->sleep, memory_order_relaxed);
     return 0;
 }
 
 void loom_mailbox_wake(loom_mailbox *mailbox) {
-    atomic_store_explicit(&mailbox->mail->sleeping, 0, memory_order_relaxed);
+    atomic_store_explicit(&mailbox->mail->sleeping, mailbox->sleep, memory_order_relaxed);
     bell_empty(mailbox->bell);
 }
 
@@ -496,12 +498,13 @@ void loom_lane_close(loom_lane *lane) {
 int loom_lane_bell(const loom_lane *lane) { return lane->bell; }
 
 static void wake_receiver(loom_lane *lane) {
-    if (atomic_load_explicit(&lane->mail->sleeping, memory_order_seq_cst) &&
-        atomic_exchange_explicit(&lane->mail->sleeping, 0, memory_order_seq_cst)) {
-        STEP(SEND_WOKEN);
-        bell_ring(lane->receiver_bell);
-        STEP(SEND_RUNG);
-    }
+    uint32_t sleep = atomic_load_explicit(&lane->mail->sleeping, memory_order_seq_cst);
+    if (!(sleep & 1)) return;
+    bell_ring(lane->receiver_bell);
+    STEP(SEND_RUNG);
+    atomic_compare_exchange_strong_explicit(&lane->mail->sleeping, &sleep, sleep + 1, memory_order_seq_cst,
+                                            memory_order_relaxed);
+    STEP(SEND_SAID);
 }
 
 int loom_lane_send(loom_lane *lane, const void *data, uint32_t size) {
