@@ -2,7 +2,7 @@
 
 It runs in a process that the zygote has just forked. It ties its life to the node's, says hello on its control socket,
 makes the actor, says that it started (or why not), and receives until it is told to stop. The control socket carries
-small MessagePack maps: {"hello"}, {"started"} and {"failed"} to the node, {"stop"} from it.
+small MessagePack maps: {"hello"}, {"started"} and {"failed"} to the node, {"stop"} and {"ping"} from it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from loom.actor.actor import Actor, table_of
 from loom.actor.address import Address, start_time_of
 from loom.actor.board import Board
 from loom.actor.context import Context
+from loom.actor.heartbeat import Heartbeat
 from loom.actor.links import Links
 from loom.actor.mailbox import Mailbox
 from loom.actor.receive import Receiver
@@ -39,7 +40,7 @@ from loom.errors import ActorImportError
 from loom.wire import codec, failures
 
 _libc = ctypes.CDLL(None)  # loaded here, in the zygote, for every actor
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_PTRACER = 1, 15, 0x59616D61
 
 FAILED_START = 70
 """Exit code of a process whose actor could not be made (EX_SOFTWARE of sysexits.h)."""
@@ -53,7 +54,7 @@ class Order(msgspec.Struct):
     """All that a process needs to become one incarnation; travels from the node in a sealed memfd.
 
     `target` is "module:Class", or empty when `pickled` holds the class itself. `pickled` is a pickle of
-    (class or None, args, kwargs).
+    (class or None, args, kwargs). `watchdog_s`, `start_s`: None for no limit.
     """
 
     name: str
@@ -67,6 +68,13 @@ class Order(msgspec.Struct):
     target: str = ""
     path: list[str] = []
     capacity: int = 1000
+    watchdog_s: float | None = None
+    start_s: float | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the node looks for hangs of it."""
+        return self.watchdog_s is not None or self.start_s is not None
 
 
 class Control:
@@ -75,10 +83,10 @@ class Control:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], fds: list[int] = []) -> None:  # noqa: B006 (not changed)
         """Tell the node something; a node that is gone is no error here, its death ends this process anyway."""
         try:
-            self.socket.send(msgspec.msgpack.encode(message))
+            socket.send_fds(self.socket, [msgspec.msgpack.encode(message)], fds)
         except OSError:
             pass
 
@@ -141,6 +149,7 @@ def _tie_to_node(node_pid: int, parent: int) -> None:
 def _settle_in(order: Order) -> None:
     """Make this fork of the zygote a process of its own."""
     _libc.prctl(_PR_SET_NAME, f"loom:{order.name}"[:15].encode(), 0, 0, 0)
+    _libc.prctl(_PR_SET_PTRACER, order.node.pid, 0, 0, 0)  # Yama would keep the node's py-spy from looking at it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     random.seed()
@@ -163,13 +172,17 @@ def _live(order: Order, control: Control) -> int:
     board = Board.attach(order.arena)
     links = Links(order.node, arena, board, owner=order.name)
     mailbox = Mailbox(links.context, order.endpoint)
-    control.send({"hello": os.getpid(), "start": start_time_of(), "participant": arena.participant})
+    heartbeat = Heartbeat(board.words, order.row)
+    fds = heartbeat.start() if order.is_watched else []
+    control.send({"hello": os.getpid(), "start": start_time_of(), "participant": arena.participant}, fds)
+    if fds:
+        os.close(fds[0])
 
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     verbs = Verbs(links)
-    life = _Life(loop, control)
-    context = Context(order.name, order.incarnation, links, verbs, life.stop)
+    life = _Life(loop, control, heartbeat.pong)
+    context = Context(order.name, order.incarnation, links, verbs, life.stop, heartbeat.progress)
     try:
         actor = _make(order, context)
         started = actor.on_start()
@@ -199,11 +212,12 @@ def _live(order: Order, control: Control) -> int:
 class _Life:
     """How this process is told to end: by the node, by its own code, or by the node's death."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, control: Control) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, control: Control, pong: Callable[[int], None]) -> None:
         self.ended: asyncio.Future[str] = loop.create_future()
         self.code = 0
         self.on_end: Callable[[], None] = lambda: None
         self._control = control
+        self._pong = pong
 
     def stop(self, reason: str) -> None:
         """End with `on_stop(reason)` and exit code 0."""
@@ -223,6 +237,8 @@ class _Life:
             os._exit(1)
         if "stop" in message:
             self.stop(str(message["stop"]))
+        elif "ping" in message:
+            self._pong(message["ping"])
 
 
 async def _end(actor: Actor, receiver: Receiver, reason: str, code: int) -> int:

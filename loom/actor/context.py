@@ -20,7 +20,15 @@ current: ContextVar[Envelope | None] = ContextVar("loom_message", default=None)
 class Context:
     """An actor's view of itself, of the message it is handling, and of its node."""
 
-    def __init__(self, name: str, incarnation: int, links: Links, node: Any, stop: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        links: Links,
+        node: Any,
+        stop: Callable[[str], None],
+        progress: Callable[[], None],
+    ) -> None:
         self.name = name
         """The actor's name on its node."""
         self.incarnation = incarnation
@@ -28,6 +36,7 @@ class Context:
         self._links = links
         self._node = node
         self._stop = stop
+        self._progress = progress
 
     @property
     def ref(self) -> ActorRef:
@@ -71,3 +80,10 @@ class Context:
         counts as a restart; a transient one (`ChildSpec(restart="transient")`) does not.
         """
         self._stop(reason)
+
+    def progress(self) -> None:
+        """Say that a long handler, or a long start, gets on: its watchdog begins to count anew.
+
+        Any thread may call it; it costs one write to shared memory. Without `watchdog_s` or `start_s` nobody looks.
+        """
+        self._progress()

@@ -44,6 +44,7 @@ COMMANDS = {
     "ps": Command("loom.cli.ps", "list the actors of a running node"),
     "tree": Command("loom.cli.tree", "draw the supervisors and actors of a running node"),
     "arena": Command("loom.cli.arena", "show who has what of a running node's shared memory"),
+    "stack": Command("loom.cli.stack", "show what the threads of a running actor are at"),
     "call": Command("loom.cli.call", "call a method of a running actor"),
     "stop": Command("loom.cli.stop", "stop an actor, a supervisor or a whole node"),
     "doctor": Command("loom.cli.doctor", "check that this machine suits a node, and say what to do if not"),

@@ -41,6 +41,7 @@ from loom.node.main import Boot, command, environment, memfd, new_cookie
 from loom.node.plan import plan_of
 from loom.node.stats import NodeStats, Tree
 from loom.supervise.spec import SupervisorSpec, check_name
+from loom.supervise.stack import Stacks
 
 START_S = 60.0
 """How long a node may take to get ready, its actors' `__init__` included, before it is given up."""
@@ -60,6 +61,11 @@ class Client:
     def endpoint(self) -> str:
         """The node's address: `loom.connect(endpoint)` reaches the same node from elsewhere."""
         return self._links.node.address.endpoint
+
+    @property
+    def pid(self) -> int:
+        """The node process."""
+        return self._links.node.address.pid
 
     def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
         """Start an actor under the root supervisor; returns at once, before its `__init__` has run.
@@ -81,6 +87,19 @@ class Client:
     def stop(self, actor: ActorRef | str) -> None:
         """Stop one actor (or supervisor) for good; returns when it is gone. Raises: ActorNotFound (L1003)."""
         self._verbs.stop_child(actor if isinstance(actor, str) else actor.name)
+
+    def info(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Who the node is: its `name`, `pid`, `endpoint`, `arena` and `uptime_s`. Raises: CallTimeout (L2002)."""
+        found: dict[str, Any] = self._links.ask_node("info").result(timeout_s)
+        return found
+
+    def stack(self, actor: ActorRef | str) -> Stacks:
+        """What the threads of an actor are at, seen from outside, so that a hung one can be asked about, too.
+
+        Raises: ActorNotFound (L1003), ActorDied (L2001).
+        """
+        name = actor if isinstance(actor, str) else actor.name
+        return msgspec.convert(self._links.ask_node("stack", name).result(), Stacks)
 
     def stats(self) -> NodeStats:
         """Figures of the node, its actors and its arena, as a frozen struct."""
@@ -184,11 +203,6 @@ class Node(Client):
         self._links.why_down = self._reports.why_ended
         self._owner = os.getpid()
         _open_nodes.add(self)
-
-    @property
-    def pid(self) -> int:
-        """The node process."""
-        return self._process.pid
 
     def close(self) -> None:
         """Stop every actor in order, each in its shutdown time, then the node; returns when all is gone."""

@@ -23,6 +23,8 @@ class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
     restart: Restart = "permanent"
     shutdown_s: Shutdown = 5.0
     capacity: int = 1000
+    watchdog_s: float | None = None
+    start_s: float | None = None
 
 
 class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
@@ -81,7 +83,17 @@ def _child_plan(child: ChildSpec, path: Sequence[str]) -> ActorPlan | GroupPlan 
     cls = None if isinstance(child.actor, str) else child.actor
     pickled = codec.dumps_order(cls, child.args, child.kwargs)
     plans = tuple(
-        ActorPlan(name, target, pickled, tuple(path), child.restart, child.shutdown_s, child.mailbox.capacity)
+        ActorPlan(
+            name,
+            target,
+            pickled,
+            tuple(path),
+            child.restart,
+            child.shutdown_s,
+            child.mailbox.capacity,
+            child.watchdog_s,
+            child.start_s,
+        )
         for name in child.members
     )
     return plans[0] if child.instances == 1 else GroupPlan(child.name, plans)

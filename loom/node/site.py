@@ -25,6 +25,7 @@ from loom.errors import StartFailed
 from loom.node.holdings import Tally
 from loom.node.plan import ActorPlan, GroupPlan, SupervisorPlan
 from loom.node.registry import Registry, gone
+from loom.supervise import stack
 from loom.supervise.child import ActorChild, Child
 from loom.supervise.launcher import Launcher
 from loom.supervise.process import Death
@@ -94,6 +95,8 @@ class Site:
             target=plan.target,
             path=list(plan.path),
             capacity=plan.capacity,
+            watchdog_s=plan.watchdog_s,
+            start_s=plan.start_s,
         )
         child = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended)
         try:
@@ -142,6 +145,8 @@ class Service:
         cause = found.death.text
         if found.death.traceback:
             cause = f"{cause}\n--- remote traceback ---\n{found.death.traceback.rstrip()}"
+        if found.death.stack:
+            cause = f"{cause}\n--- stack ---\n{found.death.stack.rstrip()}"
         return {"cause": cause, "last_id": found.last_id}
 
     def lookup(self, name: str) -> str:
@@ -216,6 +221,14 @@ class Service:
         names = {child.address.pid: child.name for child in actors if child.address}
         report = tally.report(arena.name, arena.stats(), arena.participants(), arena.in_flight(), names)
         found: dict[str, Any] = msgspec.to_builtins(report)
+        return found
+
+    async def stack(self, name: str) -> dict[str, Any]:
+        """What the threads of an actor are at: {pid, threads, error}."""
+        child = self._site.registry.actor(name)
+        if child.address is None:
+            raise gone(child)
+        found: dict[str, Any] = msgspec.to_builtins(await stack.capture(child.address.pid))
         return found
 
     def _actor(self, child: ActorChild) -> dict[str, Any]:

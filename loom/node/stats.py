@@ -11,7 +11,8 @@ from loom.supervise.child import Restarted
 
 
 class ActorStats(msgspec.Struct, frozen=True):
-    """One actor. `since_s`: how long the present message has been running, 0.0 when idle; `depth`: messages waiting.
+    """One actor. `since_s`: how long the present message has been running, 0.0 when idle; `depth`: messages waiting;
+    `slow`: messages that the watchdog found slow.
 
     received = processed + failed + rejected + expired + dead_lettered + depth + running whenever the actor is at rest.
     """
@@ -29,6 +30,7 @@ class ActorStats(msgspec.Struct, frozen=True):
     expired: int
     dead_lettered: int
     running: int
+    slow: int = 0
     last_death: str = ""
 
     @property

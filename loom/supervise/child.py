@@ -20,6 +20,7 @@ from loom.actor.child import Order
 from loom.arena import Arena
 from loom.clock import monotonic
 from loom.errors import LoomError
+from loom.supervise import watchdog
 from loom.supervise.launcher import Launcher
 from loom.supervise.policy import ChildState, State
 from loom.supervise.process import Death, Process
@@ -157,6 +158,7 @@ class ActorChild(Child):
                 self.board_row,
                 process.participant,
             )
+            watchdog.guard(process, words)
             self._announce()
         if not await asyncio.shield(process.started):
             return self._failed(await asyncio.shield(process.died))
@@ -180,12 +182,12 @@ class ActorChild(Child):
         self._died_at = monotonic()
         words[at + rows.STATE] = rows.DOWN
         words[at + rows.PID] = 0
-        words[at + rows.DEAD_LETTERED] += _unended(words[at : at + rows.WORDS])
-        words[at + rows.DEPTH] = words[at + rows.RUNNING] = words[at + rows.SINCE_NS] = 0
         self._deaths[process.order.incarnation] = Remembered(death, words[at + rows.LAST_ID])
+        words[at + rows.DEAD_LETTERED] += _unended(words[at : at + rows.WORDS])
+        for word in rows.OF_ONE_INCARNATION:
+            words[at + word] = 0
         while len(self._deaths) > REMEMBERED:
             del self._deaths[min(self._deaths)]
-        words[at + rows.LAST_ID] = 0
         try:
             os.unlink(process.order.endpoint.removeprefix("ipc://"))
         except FileNotFoundError:

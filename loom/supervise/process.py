@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from loom.actor import heartbeat
 from loom.actor.address import open_pidfd
 from loom.actor.child import FAILED_START, Order
 
@@ -21,7 +22,9 @@ from loom.actor.child import FAILED_START, Order
 class Death(msgspec.Struct, frozen=True):
     """How an incarnation ended. `kind` is the restart policy's word for it; `text` is for people.
 
-    `traceback`: the remote traceback of a failed start, else "".
+    `traceback`: the remote traceback of a failed start, else "". `how`, in a word: "normal", "stopped" (it was asked
+    to), "exit" (an exit code), "signal", "exception", "start_failed", "oom" (by the kernel), "memory_limit",
+    "cpu_limit", "hang" or "unknown". `stack`: of a hang, what its threads were at before the kill.
     """
 
     kind: str
@@ -29,6 +32,8 @@ class Death(msgspec.Struct, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     traceback: str = ""
+    how: str = "unknown"
+    stack: str = ""
 
 
 class Process:
@@ -54,6 +59,8 @@ class Process:
         self._brief = ""
         self._was_told = ""
         self._must_die = False
+        self._sentence: Death | None = None
+        self._fds: list[int] = []
         control.setblocking(False)
         loop.add_reader(control.fileno(), self._listen)
 
@@ -72,20 +79,53 @@ class Process:
         if self._pidfd is not None:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to end, or killed: how long that may take is the business of who asked."""
+        return bool(self._was_told)
+
+    def condemn(self, death: Death) -> None:
+        """SIGKILL it for what it does; unless it dies of something else first, `death` says how it ended."""
+        if self._pidfd is not None and not self.died.done():
+            self._sentence = death
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def ping(self, number: int) -> None:
+        """Ask a watched process's event loop for a PONG (loom/actor/heartbeat.py)."""
+        try:
+            self._control.send(msgspec.msgpack.encode({"ping": number}))
+        except OSError:  # full or closed: no answer is an answer
+            pass
+
+    def ask_beat(self, number: int) -> None:
+        """Ask a watched process's heartbeat thread for a BEAT."""
+        try:
+            heartbeat.ask(self._fds[0], number)
+        except OSError:
+            pass
+
+    def ask_stacks(self) -> tuple[int, int] | None:
+        """Have a watched process write its stacks into a file: (descriptor, where they begin), None when it is gone."""
+        if self._pidfd is None or len(self._fds) < 2:
+            return None
+        begin = os.fstat(self._fds[1]).st_size
+        signal.pidfd_send_signal(self._pidfd, heartbeat.STACK_SIGNAL)
+        return self._fds[1], begin
+
     def _listen(self) -> None:
         while True:
             try:
-                data = self._control.recv(1 << 17)
+                data, fds, _, _ = socket.recv_fds(self._control, 1 << 17, 2)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, fds = b"", []
+            self._fds += fds
             if not data:
                 self._loop.remove_reader(self._control.fileno())
                 if self._pidfd is None:
-                    self._gone(
-                        Death("start_failed", self._brief or "died before it said hello", traceback=self._failure)
-                    )
+                    text = self._brief or "died before it said hello"
+                    self._gone(Death("start_failed", text, traceback=self._failure, how="start_failed"))
                 return
             self._hear(msgspec.msgpack.decode(data, type=dict[str, Any]))
             if self.died.done():
@@ -100,10 +140,11 @@ class Process:
                 self._pidfd = open_pidfd(self.pid, self.start_time)
             except OSError as error:
                 os.kill(self.pid, signal.SIGKILL)
-                self._gone(Death("start_failed", f"the node has no descriptor left to watch it with: {error.strerror}"))
+                text = f"the node has no descriptor left to watch it with: {error.strerror}"
+                self._gone(Death("start_failed", text, how="start_failed"))
                 return
             if self._pidfd is None:
-                self._gone(Death("start_failed", "died as it said hello"))
+                self._gone(Death("start_failed", "died as it said hello", how="start_failed"))
                 return
             self._loop.add_reader(self._pidfd, self._exited)
             _settle(self.hello, True)
@@ -138,15 +179,18 @@ class Process:
         if how != os.CLD_EXITED:
             name = signal.Signals(status).name if status in set(signal.Signals) else f"signal {status}"
             kind = "shutdown" if self._was_told else "abnormal"
+            if self._sentence is not None and status == signal.SIGKILL:
+                return msgspec.structs.replace(self._sentence, kind=kind, signal=status)
             why = " (it did not stop in its shutdown time)" if self._was_told == "shutdown" else ""
-            return Death(kind, f"killed by {name}{why}", signal=status)
+            return Death(kind, f"killed by {name}{why}", signal=status, how="signal")
         if status == FAILED_START and self._failure:
-            return Death("start_failed", f"failed to start: {self._brief}", exit_code=status, traceback=self._failure)
+            text = f"failed to start: {self._brief}"
+            return Death("start_failed", text, exit_code=status, traceback=self._failure, how="start_failed")
         if self._was_told:
-            return Death("shutdown", "stopped", exit_code=status)
+            return Death("shutdown", "stopped", exit_code=status, how="stopped")
         if status == 0:
-            return Death("normal", "ended normally", exit_code=0)
-        return Death("abnormal", f"exit code {status}", exit_code=status)
+            return Death("normal", "ended normally", exit_code=0, how="normal")
+        return Death("abnormal", f"exit code {status}", exit_code=status, how="exit")
 
     def _gone(self, death: Death) -> None:
         if self._pidfd is not None:
@@ -155,6 +199,9 @@ class Process:
             self._pidfd = None
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
         if not self.started.done() and death.kind == "abnormal":
             death = msgspec.structs.replace(death, kind="start_failed", text=f"died while it started: {death.text}")
         _settle(self.hello, False)

@@ -16,13 +16,17 @@ Children start in the order written and stop in reverse. A child's keys:
     restart     "permanent" always, "transient" only after an abnormal end, "temporary" never
     shutdown_s  seconds to stop before SIGKILL, or "infinity", or "brutal_kill" (SIGKILL at once). A supervisor waits
                 for its own children, each with its own time, so its child spec always reads "infinity", as in OTP
+    watchdog_s  seconds that a message may run without `ctx.progress()`, and the event loop may do nothing, before the
+                actor counts as hung: its stack is taken, it is killed, and that is an abnormal end (watchdog.py).
+                None: nobody looks. What `async` handlers wait for does not count
+    start_s     the same for `__init__` and `on_start`. None: as long as it takes, as in OTP
     instances   how many of it. More than 1: `workers` stands for the children workers.0, workers.1 ...
 
 A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start with a dot, and is not "node".
 What restarts when, and when a supervisor gives up: policy.py.
 
 Not available yet, and refused rather than ignored: simple_one_for_one, auto_shutdown other than "never", significant,
-watchdog_s, limits, mailbox policies other than "wait".
+limits, mailbox policies other than "wait".
 """
 
 from __future__ import annotations
@@ -143,6 +147,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     watchdog_s: float | None = None
     mailbox: MailboxSpec = msgspec.field(default_factory=MailboxSpec)
     limits: LimitsSpec = msgspec.field(default_factory=LimitsSpec)
+    start_s: float | None = None
 
     if TYPE_CHECKING:  # what may be passed is wider than what is kept
 
@@ -159,6 +164,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
             watchdog_s: float | None = None,
             mailbox: MailboxSpec = ...,
             limits: LimitsSpec = ...,
+            start_s: float | None = None,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -178,7 +184,9 @@ class ChildSpec(msgspec.Struct, frozen=True):
         )
         self._check_shutdown()
         _check_unset(self, "significant", False)
-        _check_unset(self, "watchdog_s", None)
+        for field in ("watchdog_s", "start_s"):
+            if getattr(self, field) is not None:
+                _set(self, field, _number(self, field, "a number of seconds > 0", lambda n: n > 0))
         _check_kind(self, "mailbox", MailboxSpec)
         _check_kind(self, "limits", LimitsSpec)
         if self.supervisor is not None:
@@ -197,8 +205,9 @@ class ChildSpec(msgspec.Struct, frozen=True):
                 raise _wrong(self, field, "nothing, as the child is a supervisor", "give it to one of its children")
         if self.instances != 1:
             raise _wrong(self, "instances", "1, as the child is a supervisor", "set instances on its children")
-        if self.mailbox != MailboxSpec():
-            raise _wrong(self, "mailbox", "nothing, as the child is a supervisor", "set it on its children")
+        for field, default in (("mailbox", MailboxSpec()), ("watchdog_s", None), ("start_s", None)):
+            if getattr(self, field) != default:
+                raise _wrong(self, field, "nothing, as the child is a supervisor", "set it on its children")
         if self.shutdown_s not in (5.0, "infinity"):
             raise _wrong(
                 self, "shutdown_s", '"infinity", as the child is a supervisor', "set shutdown_s on its children"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
 from typing import Any
 
@@ -52,6 +53,7 @@ def test_child_spec_fields_in_order() -> None:
         "watchdog_s",
         "mailbox",
         "limits",
+        "start_s",
     ]
 
 
@@ -248,9 +250,18 @@ def test_not_available_yet(kind: type, fields: dict[str, Any]) -> None:
     assert f"{kind.__name__}.{next(iter(fields))}: " in text
 
 
-@pytest.mark.parametrize("fields", [{"significant": True}, {"watchdog_s": 3.0}, {"watchdog_s": 0}])
+@pytest.mark.parametrize("fields", [{"significant": True}])
 def test_child_not_available_yet(fields: dict[str, Any]) -> None:
     assert "not available yet" in refusal(ChildSpec, Index, **fields)
+
+
+@pytest.mark.parametrize("field", ["watchdog_s", "start_s"])
+def test_limits_of_hanging(field: str) -> None:
+    assert getattr(ChildSpec(Index), field) is None
+    assert getattr(ChildSpec(Index, **{field: 3}), field) == 3.0
+    for wrong in (0, -1, math.inf, math.nan, "3", True):
+        assert f"ChildSpec.{field}: expected a number of seconds > 0" in refusal(ChildSpec, Index, **{field: wrong})
+    assert "as the child is a supervisor" in refusal(ChildSpec, SupervisorSpec(), **{field: 1.0})
 
 
 # --- The others --------------------------------------------------------------------------------------------------
