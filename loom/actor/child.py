@@ -26,6 +26,7 @@ import uvloop
 
 from loom import arena as arenas
 from loom import telemetry
+from loom.actor import tag
 from loom.actor.actor import Actor, table_of
 from loom.actor.address import Address, start_time_of
 from loom.actor.board import Board
@@ -70,6 +71,11 @@ class Order(msgspec.Struct):
     capacity: int = 1000
     watchdog_s: float | None = None
     start_s: float | None = None
+
+    @property
+    def tag(self) -> str:
+        """No other incarnation on the node has it: the last part of its mailbox's endpoint."""
+        return self.endpoint.rpartition("/")[2]
 
     @property
     def is_watched(self) -> bool:
@@ -152,6 +158,7 @@ def _settle_in(order: Order) -> None:
     _libc.prctl(_PR_SET_PTRACER, order.node.pid, 0, 0, 0)  # Yama would keep the node's py-spy from looking at it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tag.put(order.cookie, order.tag)
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()

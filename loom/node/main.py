@@ -27,12 +27,13 @@ from loom import telemetry
 from loom.errors import ArenaFull, LoomError, NodeDown, StartFailed
 from loom.node.folder import SHM, Facts, Folder, boot_id, clear_remains
 from loom.node.plan import SupervisorPlan
-from loom.supervise import sweep
+from loom.supervise import orphans, sweep
 from loom.supervise.launcher import Launcher
 from loom.telemetry import log
 
 if TYPE_CHECKING:
     from loom.arena import Arena, Participant
+    from loom.supervise.orphans import Orphans
 
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NAME = 36, 15
 
@@ -128,6 +129,7 @@ class NodeProcess:
             if launcher is not None:
                 launcher.close()
             sweep.kill_all(boot.cookie)
+            orphans.end_children()
             self._remove_files()
         self._report(exit=self._why or "stopped", code=self._code)
         if self._code == 0:
@@ -197,7 +199,7 @@ class NodeProcess:
         }
         receiver = Receiver("node", verbs, mailbox, links, 0, is_node=True)
         receiver.start(loop)
-        sweeping = loop.create_task(self._rounds(arena, launcher))
+        sweeping = loop.create_task(self._rounds(arena, site.orphans))
         starting = loop.create_task(root.start())
         ending = loop.create_task(self._ended.wait())
         await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -269,34 +271,20 @@ class NodeProcess:
         self._remove_files()
         os._exit(1)
 
-    async def _rounds(self, arena: Arena, launcher: Launcher) -> None:
-        """Once a second: reap orphans, and take back what dead processes held of the arena.
+    async def _rounds(self, arena: Arena, left: Orphans) -> None:
+        """Once a second: end and reap orphans, and take back what dead processes held of the arena.
 
         What a dead sender had in flight may still be picked up until it has been seen dead twice.
         """
         seen: set[Participant] = set()  # not their indexes, which others may have by now
         while True:
             await asyncio.sleep(ROUNDS_S)
-            self._reap_orphans(launcher)
+            left.sweep()
             dead = {one for one in arena.participants() if not one.alive and one.index != arena.participant}
             for one in dead:
                 arena.reap(one.index, revoke=one in seen)
             seen = dead
             arena.sweep()
-
-    def _reap_orphans(self, launcher: Launcher) -> None:
-        """Reap what was reparented to us; actors are reaped through their pidfds, the zygote by its launcher."""
-        ours = {child.address.pid for child in self._actors() if child.address is not None}
-        try:
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        except OSError:
-            return
-        for pid in map(int, children):
-            if pid not in ours and pid != launcher.pid and self._is_zombie(pid):
-                try:
-                    os.waitpid(pid, os.WNOHANG)
-                except ChildProcessError:
-                    continue
 
     def _actors(self) -> list[Any]:
         from loom.supervise.child import ActorChild
@@ -311,12 +299,6 @@ class NodeProcess:
                 elif isinstance(child, ActorChild):
                     found.append(child)
         return found
-
-    def _is_zombie(self, pid: int) -> bool:
-        try:
-            return b") Z" in Path(f"/proc/{pid}/stat").read_bytes()
-        except OSError:
-            return False
 
 
 def _check_room(arena_bytes: int) -> None:

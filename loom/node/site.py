@@ -28,6 +28,7 @@ from loom.node.registry import Registry, gone
 from loom.supervise import stack
 from loom.supervise.child import ActorChild, Child
 from loom.supervise.launcher import Launcher
+from loom.supervise.orphans import Orphans
 from loom.supervise.process import Death
 from loom.supervise.spec import RESERVED_NAMES, check_name
 from loom.supervise.supervisor import Supervisor
@@ -46,6 +47,7 @@ class Site:
         self.address = address
         self.cookie = cookie
         self.registry = Registry()
+        self.orphans = Orphans(cookie, lambda: launcher.pid)
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
 
     def take_row(self) -> int:

@@ -22,6 +22,7 @@ from loom.clock import monotonic
 from loom.errors import LoomError
 from loom.supervise import watchdog
 from loom.supervise.launcher import Launcher
+from loom.supervise.orphans import Orphans
 from loom.supervise.policy import ChildState, State
 from loom.supervise.process import Death, Process
 from loom.supervise.spec import Restart, Shutdown
@@ -42,6 +43,7 @@ class Site(Protocol):
     folder: Path
     address: Address
     cookie: str
+    orphans: Orphans
 
     def take_row(self) -> int: ...
     def free_row(self, row: int) -> None: ...
@@ -134,12 +136,17 @@ class ActorChild(Child):
             cookie=site.cookie,
         )
         self._launched.clear()
+        site.orphans.living.add(order.tag)
         try:
             process = await site.launcher.launch(order)
             self._process = process
+            process.died.add_done_callback(lambda _: site.orphans.living.discard(order.tag))
             process.died.add_done_callback(lambda died: self._buried(process, died.result()))
-        except LoomError as error:
-            return self._failed(Death("start_failed", str(error)))
+        except BaseException as error:
+            site.orphans.living.discard(order.tag)
+            if not isinstance(error, LoomError):
+                raise
+            return self._failed(Death("start_failed", str(error), how="start_failed"))
         finally:
             self._launched.set()
         if self.state != "starting":  # stopped meanwhile: whoever did that waits for its death
@@ -192,6 +199,7 @@ class ActorChild(Child):
             os.unlink(process.order.endpoint.removeprefix("ipc://"))
         except FileNotFoundError:
             pass
+        site.orphans.sweep()
         if process.participant >= 0:
             site.arena.reap(process.participant, revoke=False)  # the node's rounds do the rest, in a while
         was_running = self.state == "running"

@@ -18,6 +18,9 @@ from loom.actor import heartbeat
 from loom.actor.address import open_pidfd
 from loom.actor.child import FAILED_START, Order
 
+held: set[int] = set()
+"""The pids of the processes that this node holds a pidfd of, and reaps through it."""
+
 
 class Death(msgspec.Struct, frozen=True):
     """How an incarnation ended. `kind` is the restart policy's word for it; `text` is for people.
@@ -146,6 +149,7 @@ class Process:
             if self._pidfd is None:
                 self._gone(Death("start_failed", "died as it said hello", how="start_failed"))
                 return
+            held.add(self.pid)
             self._loop.add_reader(self._pidfd, self._exited)
             _settle(self.hello, True)
             if self._must_die:
@@ -197,6 +201,7 @@ class Process:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+            held.discard(self.pid)
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
         for fd in self._fds:

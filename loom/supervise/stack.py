@@ -26,6 +26,9 @@ DUMP_S = 5.0
 QUIET_S = 0.02
 """A file that has not grown for so long is taken to be complete."""
 
+under_way: set[int] = set()
+"""The pids of the py-spy processes that run: whoever reaps the children of this process must leave them alone."""
+
 _HOME = f"{Path(__file__).parent.parent}{os.sep}"
 _OUTER = tuple(
     _HOME + part for part in ("actor/receive.py", "actor/streams.py", "actor/child.py", "supervise/zygote.py")
@@ -112,6 +115,7 @@ async def _run(command: list[str], timeout_s: float) -> tuple[int | None, bytes,
     loop = asyncio.get_running_loop()
     with _memfd() as said, _memfd() as complaint:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=complaint)
+        under_way.add(process.pid)
         code: int | None = None
         try:
             pidfd = os.pidfd_open(process.pid)  # our own child, not yet reaped
@@ -129,6 +133,7 @@ async def _run(command: list[str], timeout_s: float) -> tuple[int | None, bytes,
             if code is None:
                 process.kill()
                 process.wait()
+            under_way.discard(process.pid)
         return code, _content(said), _content(complaint)
 
 
