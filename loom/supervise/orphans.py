@@ -16,6 +16,7 @@ import os
 import signal
 from collections.abc import Callable
 
+from loom.actor.procfs import stat_of
 from loom.actor.tag import tag_of
 from loom.supervise import process, stack
 
@@ -38,7 +39,7 @@ class Orphans:
         killed = 0
         me = os.getpid()
         for pid in set(children_of(me)) - process.held - stack.under_way - {self._zygote()}:
-            if _is_zombie(pid):
+            if stat_of(pid).state == "Z":
                 _reap(pid)
                 continue
             tag = tag_of(pid, self._cookie)
@@ -86,7 +87,7 @@ def kill_tree(root: int, parent: int) -> int:
         except OSError:
             continue
         pidfds.append(pidfd)
-        if _parent_of(pid) != above:  # looked at after the opening: a reused pid has another parent
+        if stat_of(pid).parent != above:  # looked at after the opening: a reused pid has another parent
             os.close(pidfds.pop())
     for pidfd in pidfds:
         try:
@@ -110,21 +111,3 @@ def _reap(pid: int, *, wait: bool = False) -> None:
         os.waitpid(pid, 0 if wait else os.WNOHANG)
     except ChildProcessError:
         pass
-
-
-def _parent_of(pid: int) -> int:
-    """The parent of a process, 0 when it is gone."""
-    return int(_stat(pid)[1])
-
-
-def _is_zombie(pid: int) -> bool:
-    return _stat(pid)[0] == b"Z"
-
-
-def _stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from the third one, the state, on."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
-    except OSError:
-        return [b"X", b"0"]
