@@ -33,11 +33,12 @@ encode_bytes = msgspec.msgpack.Encoder().encode
 decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
 
-def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> list[Any]:
+def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int, deadline: float = 0.0) -> list[Any]:
     """Frames of one message; sets `encoding`, `body` and `buffers` of the envelope.
 
     `receiver`: the peer's arena participant, -1 when it has none. An array that lives in the arena is sealed by this:
-    it turns read-only for its sender too.
+    it turns read-only for its sender too. `deadline`: until when it may wait for room in the arena, where the policy is
+    to wait; 0 for that of the envelope.
     Raises: ArenaFull (L3003) when a buffer finds no room.
     """
     if len(body.data) > MAX_FRAME_BYTES:
@@ -63,7 +64,7 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
             view = memoryview(buffer)
             if by_reference and view.nbytes >= ARENA_BYTES:
                 assert arena is not None
-                reference, copied = arena.send(buffer, receiver)
+                reference, copied = arena.send(buffer, receiver, None, deadline or envelope.deadline)
                 places.append(reference)
                 if not copied:
                     seal(view.obj)
