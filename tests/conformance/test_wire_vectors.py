@@ -32,6 +32,7 @@ from loom.actor.reply import STREAM_WINDOW
 from loom.errors import LoomError
 from loom.node.site import Service
 from loom.supervise.child import ActorChild
+from loom.supervise.orphans import Orphans
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
 
@@ -246,6 +247,7 @@ class Unlaunchable:
         self.folder = Path("/nowhere")
         self.address = Address("node", "ipc:///nowhere/node", 1, 1, 1)
         self.cookie = "none"
+        self.orphans = Orphans("none", lambda: 0)
         self.endpoints: list[str] = []
 
     def take_row(self) -> int:
