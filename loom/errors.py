@@ -85,6 +85,24 @@ class InputError(LoomError):
     code = "L1009"
 
 
+class ChildError(LoomError):
+    """A supervisor refuses what it was asked to do with a child.
+
+    `reason`, in OTP's words: "already_present" (a child of that name is here, and stopped), "already_started" (and is
+    not), "running" or "restarting" (it is not stopped), "simple_one_for_one" (not with a child made from a template),
+    "not_running" (the supervisor itself is down, or not up yet). A child that is not here is ActorNotFound.
+    """
+
+    code = "L1010"
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(reason, text)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.args[1]}"
+
+
 # --- L2xxx: the peer ---------------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loom.actor.context import Context
 
-HOOKS = frozenset(("on_start", "on_stop", "on_event", "snapshot", "restore", "ctx", "topics"))
+HOOKS = frozenset(
+    ("on_start", "on_stop", "on_event", "on_down", "on_exit_signal", "snapshot", "restore", "ctx", "topics", "trap")
+)
 """Names that are the runtime's: never called by a message."""
+
+
+class Ignore(Exception):
+    """Raised by an actor's `__init__` or `on_start` that does not want to run: `raise loom.Ignore("no work today")`.
+
+    That is no failure. The child keeps its row, without a process, until restart_child; a temporary one is forgotten.
+    """
 
 
 class Actor:

@@ -2,7 +2,8 @@
 
 It runs in a process that the zygote has just forked. It ties its life to the node's, says hello on its control socket,
 makes the actor, says that it started (or why not), and receives until it is told to stop. The control socket carries
-small MessagePack maps: {"hello"}, {"started"} and {"failed"} to the node, {"stop"} and {"ping"} from it.
+small MessagePack maps: {"hello"}, {"started"}, {"ignored"} and {"failed"} to the node, {"stop"}, {"ping"} and
+{"exit_signal"} from it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import uvloop
 from loom import arena as arenas
 from loom import telemetry
 from loom.actor import tag
-from loom.actor.actor import Actor, table_of
+from loom.actor.actor import Actor, Ignore, table_of
 from loom.actor.address import Address, start_time_of
 from loom.actor.board import Board
 from loom.actor.context import Context
@@ -55,7 +56,8 @@ class Order(msgspec.Struct):
     """All that a process needs to become one incarnation; travels from the node in a sealed memfd.
 
     `target` is "module:Class", or empty when `pickled` holds the class itself. `pickled` is a pickle of
-    (class or None, args, kwargs). `watchdog_s`, `start_s`: None for no limit.
+    (class or None, args, kwargs), `further` one of (None, args, kwargs) that come on top, or empty. `watchdog_s`,
+    `start_s`: None for no limit.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Order(msgspec.Struct):
     cookie: str
     pickled: bytes
     target: str = ""
+    further: bytes = b""
     path: list[str] = []
     capacity: int = 1000
     watchdog_s: float | None = None
@@ -96,6 +99,11 @@ class Control:
         except OSError:
             pass
 
+    def fail(self, error: BaseException, text: str) -> None:
+        """Tell the node which exception ends this process; `text` is its traceback."""
+        brief = f"{type(error).__qualname__}: {failures.message_of(error)}"[:BRIEF_CHARS]
+        self.send({"failed": text, "brief": brief})
+
     def receive(self) -> dict[str, Any] | None:
         """The node's next message; None when the node is gone."""
         try:
@@ -110,15 +118,17 @@ class Control:
 def main(control_fd: int, order_fd: int, parent: int) -> NoReturn:
     """Be one incarnation of an actor. `parent`: the process that forked this one, and exits right away."""
     code = 1
+    control = Control(socket.socket(fileno=control_fd))
     try:
-        control = Control(socket.socket(fileno=control_fd))
         order = _read(order_fd)
         _tie_to_node(order.node.pid, parent)
         code = _live(order, control)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException as error:
-        sys.stderr.write(failures.traceback_of(error))
+        text = failures.traceback_of(error)
+        sys.stderr.write(text)
+        control.fail(error, text)
     finally:
         try:
             atexit._run_exitfuncs()
@@ -195,11 +205,12 @@ def _live(order: Order, control: Control) -> int:
         started = actor.on_start()
         if started is not None:
             loop.run_until_complete(started)
+    except Ignore as why:
+        control.send({"ignored": failures.message_of(why)[:BRIEF_CHARS]})
+        return 0
     except BaseException as error:
         skip = 2 if not isinstance(error, ActorImportError) else 0
-        text = failures.traceback_of(error, skip)
-        brief = f"{type(error).__qualname__}: {failures.message_of(error)}"[:BRIEF_CHARS]
-        control.send({"failed": text, "brief": brief})
+        control.fail(error, failures.traceback_of(error, skip))
         return FAILED_START
     receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
     receiver.answers.on_exit = life.exit
@@ -210,7 +221,7 @@ def _live(order: Order, control: Control) -> int:
     loop.add_reader(control.socket.fileno(), life.listen)
     reason = loop.run_until_complete(life.ended)
     loop.remove_reader(control.socket.fileno())
-    code = loop.run_until_complete(_end(actor, receiver, reason, life.code))
+    code = loop.run_until_complete(_end(actor, receiver, control, reason, life.code))
     mailbox.close()
     links.close()
     return code
@@ -248,14 +259,16 @@ class _Life:
             self._pong(message["ping"])
 
 
-async def _end(actor: Actor, receiver: Receiver, reason: str, code: int) -> int:
+async def _end(actor: Actor, receiver: Receiver, control: Control, reason: str, code: int) -> int:
     await receiver.stop()
     try:
         stopped = actor.on_stop(reason)
         if stopped is not None:
             await stopped
     except BaseException as error:
-        telemetry.log.error("on_stop raised:\n%s", failures.traceback_of(error, 1))
+        text = failures.traceback_of(error, 1)
+        telemetry.log.error("on_stop raised:\n%s", text)
+        control.fail(error, text)
         return code or 1
     return code
 
@@ -267,6 +280,9 @@ def _make(order: Order, context: Context) -> Actor:
         _, args, kwargs = codec.decode_value("pickle", order.pickled)
     else:
         cls, args, kwargs = pickle.loads(order.pickled)
+    if order.further:
+        _, more, named = codec.decode_value("pickle", order.further)
+        args, kwargs = (*args, *more), {**kwargs, **named}
     if not (isinstance(cls, type) and issubclass(cls, Actor)):
         raise ActorImportError(f"expected a subclass of loom.Actor, got {cls!r}")
     actor = cls.__new__(cls)

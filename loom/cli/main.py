@@ -46,6 +46,7 @@ COMMANDS = {
     "arena": Command("loom.cli.arena", "show who has what of a running node's shared memory"),
     "stack": Command("loom.cli.stack", "show what the threads of a running actor are at"),
     "call": Command("loom.cli.call", "call a method of a running actor"),
+    "child": Command("loom.cli.child", "start, stop, restart, delete, list or count the children of a supervisor"),
     "stop": Command("loom.cli.stop", "stop an actor, a supervisor or a whole node"),
     "doctor": Command("loom.cli.doctor", "check that this machine suits a node, and say what to do if not"),
     "demo": Command("loom.cli.demo", "see it work on your own files"),

@@ -42,7 +42,8 @@ from loom.node.holdings import ArenaReport
 from loom.node.main import Boot, command, environment, memfd, new_cookie
 from loom.node.plan import plan_of
 from loom.node.stats import NodeStats, Tree
-from loom.supervise.spec import SupervisorSpec, check_name
+from loom.node.supervisor_ref import SupervisorRef, add_supervisor
+from loom.supervise.spec import ROOT, Restart, SupervisorSpec, check_name
 from loom.supervise.stack import Stacks
 
 START_S = 60.0
@@ -102,6 +103,23 @@ class Client:
         """
         name = actor if isinstance(actor, str) else actor.name
         return msgspec.convert(self._links.ask_node("stack", name).result(), Stacks)
+
+    def supervise(self, spec: SupervisorSpec, name: str | None = None, restart: Restart = "permanent") -> SupervisorRef:
+        """Start one more supervisor, with its children, under the root; returns when all of them run.
+
+        `name`: unique on the node; "supervisor", "supervisor-2" ... when not given. `restart`: what the root does when
+        it gives up. Raises: StartFailed (L3001), NameTaken (L1002), ChildError (L1010), NotSendable (L1004), NodeDown.
+        """
+        if name is not None:
+            check_name("supervise", "name", name)
+        return add_supervisor(self._links, plan_of(spec, search_path(), name or "", restart))
+
+    def supervisor(self, name: str = ROOT) -> SupervisorRef:
+        """A supervisor of the node, to start, stop, restart, delete, list and count its children; by default the root.
+
+        It is looked for when it is used: see SupervisorRef.
+        """
+        return SupervisorRef(self._links, name)
 
     def stats(self) -> NodeStats:
         """Figures of the node, its actors and its arena, as a frozen struct."""

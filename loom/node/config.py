@@ -149,6 +149,14 @@ def parse(text: str, file: str = "<text>", folder: Path | None = None) -> NodeCo
         raise at.error("TOML", str(error), "write a smaller number") from None
 
 
+def read_child(table: object) -> ChildSpec:
+    """One child from the map that a config file has for it, as loom-node and foreign clients send it.
+
+    Raises: ConfigError naming the path in it, expected, got and the remedy.
+    """
+    return _child(_At("child"), table)
+
+
 def describe(config: NodeConfig) -> dict[str, Any]:
     """The config as JSON-ready values, defaults filled in: what `loom-node check --json` prints."""
     return {
@@ -436,7 +444,12 @@ def _describe_supervisor(spec: SupervisorSpec) -> dict[str, Any]:
 
 
 def _describe_child(child: ChildSpec) -> dict[str, Any]:
-    common = {"name": child.name, "restart": child.restart, "shutdown_s": child.shutdown_s}
+    common = {
+        "name": child.name,
+        "restart": child.restart,
+        "shutdown_s": child.shutdown_s,
+        "significant": child.significant,
+    }
     if child.supervisor is not None:
         return {**common, "supervisor": _describe_supervisor(child.supervisor)}
     actor = child.actor

@@ -178,6 +178,7 @@ class NodeProcess:
         from loom.actor.mailbox import Mailbox
         from loom.actor.receive import Receiver
         from loom.arena import Arena
+        from loom.node.children import ChildVerbs
         from loom.node.site import Service, Site
 
         boot = self.boot
@@ -194,10 +195,12 @@ class NodeProcess:
         mailbox = Mailbox(links.context, folder.endpoint)
         site = Site(launcher, board, arena, folder.path, address, boot.cookie)
         self._watch(loop)
-        root = self._root = site.build(boot.root, self._gave_up)
-        service = Service(site, boot.name, root, self.stop)
+        root = self._root = site.build(boot.root, self._root_ended)
         verbs = {
-            name: getattr(service, name) for name in dir(service) if not name.startswith("_") and name not in HOOKS
+            name: getattr(service, name)
+            for service in (Service(site, boot.name, root, self.stop), ChildVerbs(site))
+            for name in dir(service)
+            if not name.startswith("_") and name not in HOOKS
         }
         receiver = Receiver("node", verbs, mailbox, links, 0, is_node=True)
         receiver.start(loop)
@@ -234,11 +237,13 @@ class NodeProcess:
             log.info("stopping: %s", why)
             self._ended.set()
 
-    def _gave_up(self, root: Any, death: Any) -> None:
+    def _root_ended(self, root: Any, death: Any) -> None:
+        """The first supervisor gave up, or shut itself down: well (its death has exit code 0), or not."""
         assert self._ended is not None
         if not self._ended.is_set():
-            self._why, self._code = death.text, 1
-            self._say(f"{NodeDown.code} {self.boot.name} ends: {death.text}", death.traceback)
+            self._why, self._code = death.text, death.exit_code
+            code = f"{NodeDown.code} " if death.exit_code else ""
+            self._say(f"{code}{self.boot.name} ends: {death.text}", death.traceback)
             self._ended.set()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:

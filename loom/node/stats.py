@@ -81,6 +81,31 @@ class Tree(msgspec.Struct, frozen=True):
                 yield (("└── " if last else "├── ") if number == 0 else ("    " if last else "│   ")) + line
 
 
+class ChildInfo(msgspec.Struct, frozen=True):
+    """One row of a supervisor. `pid` is 0 while it has no process, and for a supervisor.
+
+    state: "starting", "running", "stopping", "restarting" (it is to get a process) or "stopped" (it keeps its row).
+    """
+
+    name: str
+    kind: str
+    state: str
+    restart: str
+    significant: bool = False
+    pid: int = 0
+    incarnation: int = 0
+    last_death: str = ""
+
+
+class ChildCount(msgspec.Struct, frozen=True):
+    """How many children: `specs` rows (1 for a template), `active` of them with a process, `supervisors`, `workers`."""
+
+    specs: int
+    active: int
+    supervisors: int
+    workers: int
+
+
 def pss_bytes(pid: int) -> int:
     """Proportional set size of a process, bytes; 0 when it cannot be read."""
     try:

@@ -17,33 +17,20 @@ import msgspec
 from loom.actor import heartbeat
 from loom.actor.address import open_pidfd
 from loom.actor.child import FAILED_START, Order
+from loom.actor.death import Death
+
+__all__ = ["Death", "Process"]
 
 held: set[int] = set()
 """The pids of the processes that this node holds a pidfd of, and reaps through it."""
-
-
-class Death(msgspec.Struct, frozen=True):
-    """How an incarnation ended. `kind` is the restart policy's word for it; `text` is for people.
-
-    `traceback`: the remote traceback of a failed start, else "". `how`, in a word: "normal", "stopped" (it was asked
-    to), "exit" (an exit code), "signal", "exception", "start_failed", "oom" (by the kernel), "memory_limit",
-    "cpu_limit", "hang" or "unknown". `stack`: of a hang, what its threads were at before the kill.
-    """
-
-    kind: str
-    text: str
-    exit_code: int | None = None
-    signal: int | None = None
-    traceback: str = ""
-    how: str = "unknown"
-    stack: str = ""
 
 
 class Process:
     """One incarnation, as the node sees it.
 
     Three futures tell its story: `hello` (it has a mailbox), `started` (its actor is made) and `died`, which always
-    comes. `hello` and `started` are False when it died before.
+    comes. `hello` and `started` are False when it died before. `ignored` says why it did not want to start, None when
+    it did want to.
     """
 
     def __init__(self, order: Order, control: socket.socket) -> None:
@@ -51,6 +38,7 @@ class Process:
         self.pid = 0
         self.start_time = 0
         self.participant = -1
+        self.ignored: str | None = None
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[bool] = loop.create_future()
         self.started: asyncio.Future[bool] = loop.create_future()
@@ -70,9 +58,13 @@ class Process:
     def stop(self, reason: str = "shutdown") -> None:
         """Ask it to end; `died` tells when it has."""
         self._was_told = reason
+        self.tell({"stop": reason})  # when it cannot hear, the shutdown time will end it
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Tell it something; one that is dying, or does not read, misses it."""
         try:
-            self._control.send(msgspec.msgpack.encode({"stop": reason}))
-        except OSError:  # it is dying already, or does not read: the shutdown time will end it
+            self._control.send(msgspec.msgpack.encode(message))
+        except OSError:
             pass
 
     def kill(self) -> None:
@@ -95,10 +87,7 @@ class Process:
 
     def ping(self, number: int) -> None:
         """Ask a watched process's event loop for a PONG (loom/actor/heartbeat.py)."""
-        try:
-            self._control.send(msgspec.msgpack.encode({"ping": number}))
-        except OSError:  # full or closed: no answer is an answer
-            pass
+        self.tell({"ping": number})
 
     def ask_beat(self, number: int) -> None:
         """Ask a watched process's heartbeat thread for a BEAT."""
@@ -127,8 +116,7 @@ class Process:
             if not data:
                 self._loop.remove_reader(self._control.fileno())
                 if self._pidfd is None:
-                    text = self._brief or "died before it said hello"
-                    self._gone(Death("start_failed", text, traceback=self._failure, how="start_failed"))
+                    self._gone(_unstarted(self._brief or "died before it said hello", self._failure))
                 return
             self._hear(msgspec.msgpack.decode(data, type=dict[str, Any]))
             if self.died.done():
@@ -143,11 +131,10 @@ class Process:
                 self._pidfd = open_pidfd(self.pid, self.start_time)
             except OSError as error:
                 os.kill(self.pid, signal.SIGKILL)
-                text = f"the node has no descriptor left to watch it with: {error.strerror}"
-                self._gone(Death("start_failed", text, how="start_failed"))
+                self._gone(_unstarted(f"the node has no descriptor left to watch it with: {error.strerror}"))
                 return
             if self._pidfd is None:
-                self._gone(Death("start_failed", "died as it said hello", how="start_failed"))
+                self._gone(_unstarted("died as it said hello"))
                 return
             held.add(self.pid)
             self._loop.add_reader(self._pidfd, self._exited)
@@ -158,13 +145,15 @@ class Process:
             _settle(self.started, True)
         elif "failed" in message:
             self._failure, self._brief = str(message["failed"]), str(message["brief"])
+        elif "ignored" in message:
+            self.ignored = str(message["ignored"])
 
     def _exited(self) -> None:
         assert self._pidfd is not None
         try:
             status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            self._gone(Death("abnormal", "ended, and somebody else reaped it"))
+            self._gone(Death("abnormal", "ended, and somebody else reaped it", how="unknown"))
             return
         if status is None:
             return
@@ -188,12 +177,15 @@ class Process:
             why = " (it did not stop in its shutdown time)" if self._was_told == "shutdown" else ""
             return Death(kind, f"killed by {name}{why}", signal=status, how="signal")
         if status == FAILED_START and self._failure:
-            text = f"failed to start: {self._brief}"
-            return Death("start_failed", text, exit_code=status, traceback=self._failure, how="start_failed")
+            return _unstarted(f"failed to start: {self._brief}", self._failure, exit_code=status)
         if self._was_told:
-            return Death("shutdown", "stopped", exit_code=status, how="stopped")
+            return Death("shutdown", "stopped", exit_code=status, traceback=self._failure, how="stopped")
+        if self.ignored is not None:
+            return Death("normal", f"did not want to start: {self.ignored}", exit_code=status, how="normal")
         if status == 0:
             return Death("normal", "ended normally", exit_code=0, how="normal")
+        if self._failure:
+            return Death("abnormal", self._brief, exit_code=status, traceback=self._failure, how="exception")
         return Death("abnormal", f"exit code {status}", exit_code=status, how="exit")
 
     def _gone(self, death: Death) -> None:
@@ -208,10 +200,15 @@ class Process:
             os.close(fd)
         self._fds.clear()
         if not self.started.done() and death.kind == "abnormal":
-            death = msgspec.structs.replace(death, kind="start_failed", text=f"died while it started: {death.text}")
+            text = f"died while it started: {death.text}"
+            death = msgspec.structs.replace(death, kind="start_failed", text=text)
         _settle(self.hello, False)
         _settle(self.started, False)
         _settle(self.died, death)
+
+
+def _unstarted(text: str, traceback: str = "", exit_code: int | None = None) -> Death:
+    return Death("start_failed", text, exit_code=exit_code, traceback=traceback, how="start_failed")
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -16,17 +16,25 @@ Children start in the order written and stop in reverse. A child's keys:
     restart     "permanent" always, "transient" only after an abnormal end, "temporary" never
     shutdown_s  seconds to stop before SIGKILL, or "infinity", or "brutal_kill" (SIGKILL at once). A supervisor waits
                 for its own children, each with its own time, so its child spec always reads "infinity", as in OTP
+    significant its end may end its supervisor, as that one's auto_shutdown says: "any" when a significant child ends by
+                itself, "all" when the last of them does. Never a permanent child, which has no end. Nor is it an end
+                to be stopped by hand or with a sibling
     watchdog_s  seconds that a message may run without `ctx.progress()`, and the event loop may do nothing, before the
                 actor counts as hung: its stack is taken, it is killed, and that is an abnormal end (watchdog.py).
                 None: nobody looks. What `async` handlers wait for does not count
     start_s     the same for `__init__` and `on_start`. None: as long as it takes, as in OTP
     instances   how many of it. More than 1: `workers` stands for the children workers.0, workers.1 ...
 
-A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start with a dot, and is not "node".
+A simple_one_for_one supervisor has one child spec, the template, and no child to begin with. `start_child` adds one,
+with further arguments behind the template's; a child that ends and is not restarted is forgotten.
+
+    SupervisorSpec(strategy="simple_one_for_one", children=(ChildSpec(Session, args=(db,), restart="temporary"),))
+
+A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start with a dot, and is neither "node" nor
+"root", which is the name of the node's first supervisor.
 What restarts when, and when a supervisor gives up: policy.py.
 
-Not available yet, and refused rather than ignored: simple_one_for_one, auto_shutdown other than "never", significant,
-limits, mailbox policies other than "wait".
+Not available yet, and refused rather than ignored: limits, mailbox policies other than "wait".
 """
 
 from __future__ import annotations
@@ -43,18 +51,20 @@ import msgspec
 from loom.errors import ConfigError
 
 Restart = Literal["permanent", "transient", "temporary"]
-Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
-AutoShutdown = Literal["never"]
+Strategy = Literal["one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one"]
+AutoShutdown = Literal["never", "any", "all"]
 Shutdown = float | Literal["infinity", "brutal_kill"]
 
 RESTARTS = ("permanent", "transient", "temporary")
-STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
-AUTO_SHUTDOWNS = ("never",)
+STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one")
+AUTO_SHUTDOWNS = ("never", "any", "all")
 SHUTDOWNS = ("infinity", "brutal_kill")
 MAILBOX_POLICIES = ("wait",)
 
 NAME_MAX_CHARS = 64
-RESERVED_NAMES = ("node",)
+ROOT = "root"
+"""Name of a node's first supervisor."""
+RESERVED_NAMES = ("node", ROOT)
 INSTANCES_MAX = 10_000
 """A guard against a slip of the finger: each instance is a process."""
 
@@ -108,16 +118,18 @@ class LimitsSpec(msgspec.Struct, frozen=True):
 class BackoffSpec(msgspec.Struct, frozen=True):
     """How long to wait before a restart: base_s, then factor times as long for each further one, at most cap_s.
 
-    Which restart it is, the supervisor's window says (see policy.py). base_s=0: no waiting. jitter=0.2 takes up to 20 %
-    off each delay, so that what died together does not come back together.
+    After reset_after_s without a restart, counted from the end of the last one's delay, it begins anew; None: after
+    the supervisor's within_s. base_s=0: no waiting. jitter=0.2 takes up to 20 % off each delay, so that what died
+    together does not come back together.
 
-    Raises: ConfigError unless base_s >= 0, factor >= 1, cap_s >= base_s and 0 <= jitter <= 1.
+    Raises: ConfigError unless base_s >= 0, factor >= 1, cap_s >= base_s, 0 <= jitter <= 1 and reset_after_s > 0.
     """
 
     base_s: float = 0.0
     factor: float = 2.0
     cap_s: float = 30.0
     jitter: float = 0.0
+    reset_after_s: float | None = None
 
     def __post_init__(self) -> None:
         _set(self, "base_s", _number(self, "base_s", "a number of seconds >= 0", lambda n: n >= 0))
@@ -126,6 +138,9 @@ class BackoffSpec(msgspec.Struct, frozen=True):
         base_s = self.base_s
         cap = f"a number of seconds >= base_s ({base_s:g})"
         _set(self, "cap_s", _number(self, "cap_s", cap, lambda n: n >= base_s))
+        if self.reset_after_s is not None:
+            expected = "a number of seconds > 0, or nothing"
+            _set(self, "reset_after_s", _number(self, "reset_after_s", expected, lambda n: n > 0))
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
@@ -183,7 +198,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
             "ChildSpec", "name", self.name, longest=len(str(self.instances - 1)) + 1 if self.instances > 1 else 0
         )
         self._check_shutdown()
-        _check_unset(self, "significant", False)
+        self._check_significant()
         for field in ("watchdog_s", "start_s"):
             if getattr(self, field) is not None:
                 _set(self, field, _number(self, field, "a number of seconds > 0", lambda n: n > 0))
@@ -198,6 +213,13 @@ class ChildSpec(msgspec.Struct, frozen=True):
         else:
             expected = 'a number of seconds >= 0, "infinity" or "brutal_kill"'
             _set(self, "shutdown_s", _number(self, "shutdown_s", expected, lambda n: n >= 0))
+
+    def _check_significant(self) -> None:
+        if not isinstance(self.significant, bool):
+            raise _wrong(self, "significant", "true or false", "write it without quotes")
+        if self.significant and self.restart == "permanent":
+            remedy = "set restart to 'transient' or 'temporary': a permanent child is restarted whenever it ends"
+            raise _wrong(self, "significant", "false, as restart is 'permanent'", remedy)
 
     def _check_supervisor_child(self) -> None:
         for field in ("args", "kwargs"):
@@ -230,8 +252,11 @@ class ChildSpec(msgspec.Struct, frozen=True):
 class SupervisorSpec(msgspec.Struct, frozen=True):
     """A supervisor and its children: it gives up when it has restarted more than max_restarts times within within_s.
 
+    auto_shutdown: whether the end of a significant child ends it, see this module's docstring. OTP's own words
+    "any_significant" and "all_significant" are taken, too, and kept as "any" and "all".
+
     Raises: ConfigError naming the field, what was expected, what was got, and the remedy; also when two children
-        anywhere below share a name.
+        anywhere below share a name, a child is significant for nothing, or a template is more than one actor.
     """
 
     strategy: Strategy = "one_for_one"
@@ -242,10 +267,12 @@ class SupervisorSpec(msgspec.Struct, frozen=True):
     backoff: BackoffSpec = msgspec.field(default_factory=BackoffSpec)
 
     def __post_init__(self) -> None:
-        _check_word(self, "strategy", STRATEGIES, later=("simple_one_for_one",))
+        _check_word(self, "strategy", STRATEGIES)
         _check_int(self, "max_restarts", minimum=0)
         _set(self, "within_s", _number(self, "within_s", "a number of seconds > 0", lambda n: n > 0))
-        _check_word(self, "auto_shutdown", AUTO_SHUTDOWNS, later=("any", "all"))
+        if self.auto_shutdown in ("any_significant", "all_significant"):
+            _set(self, "auto_shutdown", self.auto_shutdown.removesuffix("_significant"))
+        _check_word(self, "auto_shutdown", AUTO_SHUTDOWNS)
         _check_kind(self, "backoff", BackoffSpec)
         if not isinstance(self.children, (tuple, list)):
             raise _wrong(self, "children", "a list of ChildSpec", "write children=(ChildSpec(...),)")
@@ -254,6 +281,10 @@ class SupervisorSpec(msgspec.Struct, frozen=True):
                 remedy = "wrap it: ChildSpec(...)"
                 raise SpecError("SupervisorSpec", f"children[{index}]", "a ChildSpec", show(child), remedy)
         _set(self, "children", tuple(self.children))
+        for index, child in enumerate(self.children):
+            check_significant(self.auto_shutdown, child.significant, f"children[{index}].")
+        if self.strategy == "simple_one_for_one":
+            _check_template(self)
         _check_unique(self)
 
 
@@ -266,6 +297,15 @@ def walk(spec: SupervisorSpec, place: tuple[int, ...] = ()) -> Iterator[tuple[tu
         yield (*place, index), child
         if child.supervisor is not None:
             yield from walk(child.supervisor, (*place, index))
+
+
+def check_significant(auto_shutdown: AutoShutdown, significant: bool, where: str = "") -> None:
+    """Refuse a child that is significant to a supervisor that does not care. Raises: ConfigError."""
+    if significant and auto_shutdown == "never":
+        expected = "false, as the supervisor's auto_shutdown is 'never'"
+        remedy = "set auto_shutdown to 'any' or 'all', or leave significant out"
+        owner = "SupervisorSpec" if where else "ChildSpec"
+        raise SpecError(owner, f"{where}significant", expected, show(significant), remedy)
 
 
 def default_name(actor: type[Any] | str | SupervisorSpec) -> str:
@@ -390,6 +430,21 @@ def _check_actor(spec: ChildSpec) -> None:
         expected = 'a loom.Actor class, "module:Class" or a SupervisorSpec'
         kind = type(actor).__name__
         raise _wrong(spec, "actor", expected, f"pass a class and its arguments, as in ChildSpec({kind}, args=(...))")
+
+
+def _check_template(spec: SupervisorSpec) -> None:
+    expected = "one child spec, the template, as strategy is 'simple_one_for_one'"
+    if len(spec.children) != 1:
+        got = "none" if not spec.children else f"{len(spec.children)} of them"
+        raise SpecError("SupervisorSpec", "children", expected, got, "leave one, or choose another strategy")
+    (template,) = spec.children
+    if template.supervisor is not None:
+        remedy = "names are unique on a node, so no two supervisors can have the same children: choose another strategy"
+        raise SpecError("SupervisorSpec", "children[0].actor", "an actor, as it is a template", "a supervisor", remedy)
+    if template.instances != 1:
+        got = show(template.instances)
+        remedy = "start as many as you like with start_child"
+        raise SpecError("SupervisorSpec", "children[0].instances", "1, as it is a template", got, remedy)
 
 
 def _check_unique(spec: SupervisorSpec) -> None:
