@@ -95,12 +95,9 @@ class ChildError(LoomError):
 
     code = "L1010"
 
-    def __init__(self, reason: str, text: str) -> None:
-        super().__init__(reason, text)
+    def __init__(self, text: str, *, reason: str = "") -> None:
+        super().__init__(text)
         self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.args[1]}"
 
 
 # --- L2xxx: the peer ---------------------------------------------------------------------------------------------

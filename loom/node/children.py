@@ -40,7 +40,7 @@ class ChildVerbs:
         above = self._supervisor(supervisor)
         if above.is_simple:
             text = f"supervisor {supervisor!r} makes its children from a template: give arguments, not a child spec"
-            raise ChildError("simple_one_for_one", text)
+            raise ChildError(text, reason="simple_one_for_one")
         plan = self._plan(above, child, path)
         above.check_running()
         if isinstance(plan, GroupPlan):
@@ -129,10 +129,10 @@ class ChildVerbs:
             text = (
                 f"supervisor {above.name!r} has a child {name!r}, which is stopped: restart_child, or delete it first"
             )
-            raise ChildError("already_present", text)
+            raise ChildError(text, reason="already_present")
         if here is not None:
             text = f"supervisor {above.name!r} has a child {name!r}, which is {here.state}: choose another name"
-            raise ChildError("already_started", text)
+            raise ChildError(text, reason="already_started")
 
     def _plan(self, above: Supervisor, child: dict[str, Any] | bytes, path: list[str] | None) -> Plan:
         if isinstance(child, bytes):

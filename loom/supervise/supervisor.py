@@ -189,7 +189,9 @@ class Supervisor(Child):
     def check_running(self) -> None:
         """Raises: ChildError (L1010) unless it takes children now."""
         if self.state not in ("starting", "running"):
-            raise ChildError("not_running", f"supervisor {self.name!r} is {self.state}: it takes no children now")
+            raise ChildError(
+                f"supervisor {self.name!r} is {self.state}: it takes no children now", reason="not_running"
+            )
 
     def _check_here(self, child: Child) -> None:
         if child not in self.children:
@@ -199,11 +201,11 @@ class Supervisor(Child):
         self._check_here(child)
         if self.is_simple:
             text = f"{verb} of {child.name!r}: expected a child with a spec of its own, supervisor {self.name!r} is a "
-            raise ChildError("simple_one_for_one", text + "simple_one_for_one: use start_child and stop_child")
+            raise ChildError(text + "simple_one_for_one: use start_child and stop_child", reason="simple_one_for_one")
         if child.state != "stopped":
             reason = "restarting" if child.state == "restarting" else "running"
             text = f"{verb} of {child.name!r}: expected a child that is stopped, this one is {child.state}"
-            raise ChildError(reason, f"{text}: stop_child comes first")
+            raise ChildError(f"{text}: stop_child comes first", reason=reason)
 
     def _drop_unkept(self, child: Child) -> None:
         """What is stopped, or did not want to start, keeps its row, unless it is temporary, or made from a template."""

@@ -53,7 +53,7 @@ def from_wire(body: Any, actor: str) -> LoomError:
     if code == ActorDied.code:
         return ActorDied(message, started=body.get("started"), cause=str(body.get("cause", "")))
     if code == ChildError.code:
-        return ChildError(str(body.get("reason", "")), message)
+        return ChildError(message, reason=str(body.get("reason", "")))
     return _BY_CODE[code](message)
 
 

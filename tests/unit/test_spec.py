@@ -72,7 +72,7 @@ def test_supervisor_spec_fields_in_order() -> None:
 def test_supervisor_spec_defaults() -> None:
     spec = SupervisorSpec()
     assert (spec.strategy, spec.max_restarts, spec.within_s) == ("one_for_one", 1, 5.0)
-    assert (spec.children, spec.auto_shutdown, spec.backoff) == ((), "never", BackoffSpec(0.0, 2.0, 30.0, 0.0))
+    assert (spec.children, spec.auto_shutdown, spec.backoff) == ((), "never", BackoffSpec(0.0, 2.0, 30.0, 0.0, None))
 
 
 def test_positional_and_keyword_agree() -> None:
@@ -229,15 +229,44 @@ def test_long_values_are_cut() -> None:
     assert "got a value of type int" in refusal(ChildSpec, Index, instances=16**9000)
 
 
+# --- Significant children and templates ---------------------------------------------------------------------------
+
+
+def test_significant() -> None:
+    child = ChildSpec(Index, restart="transient", significant=True)
+    for word, kept in (("any", "any"), ("all", "all"), ("any_significant", "any"), ("all_significant", "all")):
+        assert SupervisorSpec(auto_shutdown=word, children=(child,)).auto_shutdown == kept  # type: ignore[arg-type]
+    assert refusal(SupervisorSpec, children=(child,)) == (
+        "L1001 SupervisorSpec.children[0].significant: expected false, as the supervisor's auto_shutdown is 'never', "
+        "got True (bool): set auto_shutdown to 'any' or 'all', or leave significant out"
+    )
+    assert "significant: expected false, as restart is 'permanent'" in refusal(ChildSpec, Index, significant=True)
+    assert "significant: expected true or false" in refusal(ChildSpec, Index, significant="yes", restart="temporary")
+    assert refusal(SupervisorSpec, auto_shutdown="al").endswith("did you mean 'all'?")
+
+
+def test_template() -> None:
+    assert SupervisorSpec("simple_one_for_one", children=(ChildSpec(Index),)).children[0].name == "index"
+    simple = {"strategy": "simple_one_for_one"}
+    assert "SupervisorSpec.children: expected one child spec, the template" in refusal(SupervisorSpec, **simple)
+    two = (ChildSpec(Index, name="a"), ChildSpec(Index, name="b"))
+    assert "got 2 of them" in refusal(SupervisorSpec, **simple, children=two)
+    several = (ChildSpec(Index, instances=2),)
+    assert "children[0].instances: expected 1" in refusal(SupervisorSpec, **simple, children=several)
+    supervisor = (ChildSpec(SupervisorSpec()),)
+    assert "children[0].actor: expected an actor" in refusal(SupervisorSpec, **simple, children=supervisor)
+
+
+def test_the_roots_name_is_reserved() -> None:
+    assert "expected a name that is not reserved, got 'root'" in refusal(ChildSpec, Index, name="root")
+
+
 # --- Not available yet -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (SupervisorSpec, {"strategy": "simple_one_for_one"}),
-        (SupervisorSpec, {"auto_shutdown": "any"}),
-        (SupervisorSpec, {"auto_shutdown": "all"}),
         (MailboxSpec, {"policy": "refuse"}),
         (MailboxSpec, {"policy": "drop_oldest"}),
         (LimitsSpec, {"memory_bytes": 1}),
@@ -248,11 +277,6 @@ def test_not_available_yet(kind: type, fields: dict[str, Any]) -> None:
     text = refusal(kind, **fields)
     assert "not available yet" in text
     assert f"{kind.__name__}.{next(iter(fields))}: " in text
-
-
-@pytest.mark.parametrize("fields", [{"significant": True}])
-def test_child_not_available_yet(fields: dict[str, Any]) -> None:
-    assert "not available yet" in refusal(ChildSpec, Index, **fields)
 
 
 @pytest.mark.parametrize("field", ["watchdog_s", "start_s"])
@@ -283,6 +307,8 @@ def test_mailbox() -> None:
         {"jitter": 1.5},
         {"jitter": -0.1},
         {"base_s": "1"},
+        {"reset_after_s": 0},
+        {"reset_after_s": "1"},
     ],
 )
 def test_backoff_refused(fields: dict[str, Any]) -> None:
