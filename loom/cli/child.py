@@ -21,7 +21,7 @@ _DEATH_CHARS = 60
 _EXAMPLE = """\
   loom-node child list                                      the children of the first supervisor, root
   loom-node child list edge --json | jq '.children[].name'
-  loom-node child start root --actor myapp.work:Worker 64 --name extra --restart transient
+  loom-node child start root 64 --actor myapp.work:Worker --name extra --restart transient
   loom-node child start sessions alice                      one more of a simple_one_for_one, "alice" its argument
   loom-node child stop root extra                           its row stays
   loom-node child restart root extra
