@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loom.supervise.spec import AutoShutdown, BackoffSpec, ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
+from loom.supervise.spec import (
+    AutoShutdown,
+    BackoffSpec,
+    ChildSpec,
+    LimitsSpec,
+    Restart,
+    Shutdown,
+    Strategy,
+    SupervisorSpec,
+)
 from loom.wire import codec
 
 
@@ -25,6 +34,7 @@ class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
     capacity: int = 1000
     watchdog_s: float | None = None
     start_s: float | None = None
+    limits: LimitsSpec = LimitsSpec()
 
 
 class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
@@ -93,6 +103,7 @@ def _child_plan(child: ChildSpec, path: Sequence[str]) -> ActorPlan | GroupPlan 
             child.mailbox.capacity,
             child.watchdog_s,
             child.start_s,
+            child.limits,
         )
         for name in child.members
     )
