@@ -27,18 +27,19 @@ import uvloop
 
 from loom import arena as arenas
 from loom import telemetry
-from loom.actor import tag
+from loom.actor import limits, tag
 from loom.actor.actor import Actor, Ignore, table_of
 from loom.actor.address import Address, start_time_of
 from loom.actor.board import Board
 from loom.actor.context import Context
 from loom.actor.heartbeat import Heartbeat
+from loom.actor.limits import Limits
 from loom.actor.links import Links
 from loom.actor.mailbox import Mailbox
 from loom.actor.receive import Receiver
 from loom.actor.verbs import Verbs
 from loom.arena import Arena
-from loom.errors import ActorImportError
+from loom.errors import ActorImportError, LoomError
 from loom.wire import codec, failures
 
 _libc = ctypes.CDLL(None)  # loaded here, in the zygote, for every actor
@@ -57,7 +58,7 @@ class Order(msgspec.Struct):
 
     `target` is "module:Class", or empty when `pickled` holds the class itself. `pickled` is a pickle of
     (class or None, args, kwargs), `further` one of (None, args, kwargs) that come on top, or empty. `watchdog_s`,
-    `start_s`: None for no limit.
+    `start_s`: None for no limit. `cgroup`: the folder of its control group, "" for none.
     """
 
     name: str
@@ -74,6 +75,8 @@ class Order(msgspec.Struct):
     capacity: int = 1000
     watchdog_s: float | None = None
     start_s: float | None = None
+    limits: Limits = limits.NONE
+    cgroup: str = ""
 
     @property
     def tag(self) -> str:
@@ -184,6 +187,12 @@ def _settle_in(order: Order) -> None:
 def _live(order: Order, control: Control) -> int:
     """From the sockets to the exit code."""
     _settle_in(order)
+    if order.limits != limits.NONE:
+        try:
+            limits.put_on(order.limits, order.cgroup)
+        except LoomError as error:
+            control.send({"failed": str(error), "brief": str(error)})
+            return FAILED_START
     arena = Arena.attach(order.arena)
     arenas.use(arena)
     board = Board.attach(order.arena)

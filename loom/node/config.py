@@ -25,6 +25,10 @@
     instances = 4                        # workers.0 ... workers.3
     restart = "transient"
     shutdown_s = 2
+    watchdog_s = 30
+    [supervisor.child.limits]            # a LimitsSpec; sizes may be written as in arena
+    memory_bytes = "2GiB"
+    cpus = [0, 1]
     [[supervisor.child]]
     name = "edge"
     [supervisor.child.supervisor]        # a child may be a supervisor
@@ -283,8 +287,16 @@ def _child(at: _At, value: object) -> ChildSpec:
     if "mailbox" in fields:
         fields["mailbox"] = _struct(at.key("mailbox"), fields["mailbox"], MailboxSpec)
     if "limits" in fields:
-        fields["limits"] = _struct(at.key("limits"), fields["limits"], LimitsSpec)
+        fields["limits"] = _limits(at.key("limits"), fields["limits"])
     return _build(at, ChildSpec, fields)
+
+
+def _limits(at: _At, value: object) -> LimitsSpec:
+    fields = _table(at, value, LimitsSpec.__struct_fields__)
+    for key in ("memory_bytes", "memory_soft_bytes"):
+        if isinstance(fields.get(key), str):
+            fields[key] = _size_bytes(at.key(key), fields[key])
+    return _build(at, LimitsSpec, fields)
 
 
 def _struct(at: _At, value: object, kind: type[_Spec]) -> _Spec:
@@ -461,6 +473,9 @@ def _describe_child(child: ChildSpec) -> dict[str, Any]:
         "instances": child.instances,
         "members": list(child.members),
         "mailbox": msgspec.structs.asdict(child.mailbox),
+        "watchdog_s": child.watchdog_s,
+        "start_s": child.start_s,
+        "limits": msgspec.structs.asdict(child.limits),
     }
 
 

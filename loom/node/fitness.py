@@ -33,6 +33,9 @@ PYTHON = (3, 11)
 SYSTEM_UID_MAX = 999
 """Users up to this one are the system's; logind spares them (SYSTEM_UID_MAX of systemd)."""
 
+PTRACE_ADMIN_ONLY = 2
+"""From this kernel.yama.ptrace_scope on (Yama.rst), a process cannot allow others to trace it, as actors do."""
+
 LONGEST_NAME, PRIVATE_NAME = 64, len("private-") + 12
 """Letters in the longest name of a node, and in that of a program's own node."""
 
@@ -177,6 +180,24 @@ def check_processes(facts: Facts) -> Finding:
     return Finding("processes", "warning", f"{found}: each actor is a process, and threads count too", remedy)
 
 
+def check_memory_limits(facts: Facts) -> Finding:
+    """How the memory limits of actors are kept. Either way is right."""
+    if not facts.cgroup_error:
+        return Finding("memory limits", "ok", "kept by the kernel, with control groups (cgroup v2)")
+    found = f"kept by the node, which looks at limited actors ten times a second: {facts.cgroup_error}"
+    return Finding("memory limits", "ok", found)
+
+
+def check_stacks(facts: Facts) -> Finding:
+    """A hung actor can be looked at."""
+    if not facts.py_spy:
+        return Finding("stacks", "warning", "py-spy is not there: hung actors say less", "pip install py-spy")
+    if facts.ptrace_scope < PTRACE_ADMIN_ONLY or (facts.ptrace_scope == PTRACE_ADMIN_ONLY and facts.uid == 0):
+        return Finding("stacks", "ok", "py-spy can look at actors")
+    found = f"kernel.yama.ptrace_scope is {facts.ptrace_scope}: py-spy may not look at actors, hung ones say less"
+    return Finding("stacks", "warning", found, "sysctl kernel.yama.ptrace_scope=1 (3 can be undone by a reboot only)")
+
+
 def check_folder(facts: Facts) -> Finding:
     """Nodes have a place for their sockets, and a path to it that is short enough."""
     if facts.folder_error:
@@ -220,6 +241,8 @@ CHECKS: tuple[Callable[[Facts], Finding], ...] = (
     check_folder,
     check_files,
     check_processes,
+    check_memory_limits,
+    check_stacks,
     check_remove_ipc,
     check_remains,
 )

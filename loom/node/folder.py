@@ -21,7 +21,7 @@ import msgspec
 
 from loom.arena import clear_spill
 from loom.errors import ConfigError, NameTaken, NodeNotFound, RuntimeFolderError
-from loom.supervise import sweep
+from loom.supervise import cgroup, sweep
 from loom.telemetry import log
 
 SHM = Path("/dev/shm")
@@ -199,6 +199,7 @@ def _clear(path: Path) -> int:
     facts = facts_of(path)
     if facts is not None:
         killed = sweep.kill_all(facts.cookie) if facts.boot_id == boot_id() else 0
+        cgroup.clear(facts.cookie)
         sweep.remove_shared_memory(facts.arena)
         log.warning("cleared away what the dead node %r had left (%d processes)", facts.name, killed)
     if not path.exists():

@@ -62,6 +62,11 @@ class Facts(NamedTuple):
     remains_error: str = ""
     python: tuple[int, int, int] = (3, 11, 0)
     native_error: str = ""
+    cgroup_error: str = ""
+    """Why no control groups can be made that limit memory."""
+    py_spy: bool = True
+    ptrace_scope: int = 1
+    """kernel.yama.ptrace_scope; 0 where there is no Yama."""
 
 
 def look(spill: str = "", arena_bytes: int = 256 * 2**20) -> Facts:
@@ -101,6 +106,9 @@ def look(spill: str = "", arena_bytes: int = 256 * 2**20) -> Facts:
         remains_error=remains_error,
         python=sys.version_info[:3],
         native_error=_error_of(_try_native),
+        cgroup_error=_cgroup_error(),
+        py_spy=_has_py_spy(),
+        ptrace_scope=_ptrace_scope(),
     )
 
 
@@ -217,6 +225,30 @@ def _folder() -> tuple[str, str, tuple[str, ...], str]:
         return base, "", tuple(folder.remains()), ""
     except OSError as error:
         return base, "", (), _text(error)
+
+
+def _cgroup_error() -> str:
+    try:
+        from loom.supervise import cgroup
+    except Exception as error:
+        return _text(error)
+    found = cgroup.find()
+    return found if isinstance(found, str) else ""
+
+
+def _has_py_spy() -> bool:
+    try:
+        from loom.supervise import stack
+    except Exception:  # then it cannot be found, either
+        return False
+    return stack.program() is not None
+
+
+def _ptrace_scope() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _error_of(attempt: Callable[[], object]) -> str:

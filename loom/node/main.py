@@ -28,7 +28,7 @@ from loom.arena.policy import FullPolicy
 from loom.errors import ArenaFull, LoomError, NodeDown, StartFailed
 from loom.node.folder import SHM, Facts, Folder, boot_id, clear_remains
 from loom.node.plan import SupervisorPlan
-from loom.supervise import orphans, sweep
+from loom.supervise import cgroup, orphans, sweep
 from loom.supervise.launcher import Launcher
 from loom.telemetry import log
 
@@ -140,6 +140,7 @@ class NodeProcess:
 
     def _remove_files(self) -> None:
         if self._folder is not None:
+            cgroup.clear(self.boot.cookie)
             sweep.remove_shared_memory(f"loom-{os.getuid()}-{self.boot.cookie}")
             self._folder.remove()
 

@@ -14,6 +14,7 @@ from loom.supervise.spec import (
     AutoShutdown,
     BackoffSpec,
     ChildSpec,
+    LimitsSpec,
     Restart,
     Shutdown,
     Strategy,
@@ -39,6 +40,7 @@ class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
     start_s: float | None = None
     significant: bool = False
     further: bytes = b""
+    limits: LimitsSpec = LimitsSpec()
 
 
 class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
@@ -113,6 +115,7 @@ def child_plan(child: ChildSpec, path: Sequence[str]) -> Plan:
             child.watchdog_s,
             child.start_s,
             child.significant,
+            limits=child.limits,
         )
         for name in child.members
     )

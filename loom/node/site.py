@@ -29,6 +29,7 @@ from loom.node.registry import Registry, gone
 from loom.supervise import stack
 from loom.supervise.child import ActorChild, Child
 from loom.supervise.launcher import Launcher
+from loom.supervise.limits import Limiter
 from loom.supervise.orphans import Orphans
 from loom.supervise.spec import RESERVED_NAMES, check_name
 from loom.supervise.supervisor import Supervisor
@@ -47,6 +48,7 @@ class Site:
         self.address = address
         self.cookie = cookie
         self.registry = Registry()
+        self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
         self.orphans = Orphans(cookie, lambda: launcher.pid)
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
 
@@ -122,6 +124,7 @@ class Site:
             capacity=plan.capacity,
             watchdog_s=plan.watchdog_s,
             start_s=plan.start_s,
+            limits=plan.limits,
         )
         child = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended)
         child.significant = plan.significant

@@ -12,7 +12,7 @@ from loom.supervise.child import Restarted
 
 class ActorStats(msgspec.Struct, frozen=True):
     """One actor. `since_s`: how long the present message has been running, 0.0 when idle; `depth`: messages waiting;
-    `slow`: messages that the watchdog found slow.
+    `slow`: messages that the watchdog found slow; `memory_warnings`: times that it exceeded `memory_soft_bytes`.
 
     received = processed + failed + rejected + expired + dead_lettered + depth + running whenever the actor is at rest.
     """
@@ -31,6 +31,7 @@ class ActorStats(msgspec.Struct, frozen=True):
     dead_lettered: int
     running: int
     slow: int = 0
+    memory_warnings: int = 0
     last_death: str = ""
 
     @property

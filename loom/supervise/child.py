@@ -23,6 +23,7 @@ from loom.clock import monotonic
 from loom.errors import LoomError
 from loom.supervise import watchdog
 from loom.supervise.launcher import Launcher
+from loom.supervise.limits import Limiter
 from loom.supervise.orphans import Orphans
 from loom.supervise.policy import ChildState, State
 from loom.supervise.process import Process
@@ -45,6 +46,7 @@ class Site(Protocol):
     address: Address
     cookie: str
     orphans: Orphans
+    limiter: Limiter
 
     def take_row(self) -> int: ...
     def free_row(self, row: int) -> None: ...
@@ -161,13 +163,16 @@ class ActorChild(Child):
         )
         self._launched.clear()
         site.orphans.living.add(order.tag)
+        order = msgspec.structs.replace(order, cgroup=site.limiter.prepare(order))
         try:
             process = await site.launcher.launch(order)
             self._process = process
+            process.explain = site.limiter.explain
             process.died.add_done_callback(lambda _: site.orphans.living.discard(order.tag))
             process.died.add_done_callback(lambda died: self._buried(process, died.result()))
         except BaseException as error:
             site.orphans.living.discard(order.tag)
+            site.limiter.end(order)
             if not isinstance(error, LoomError):
                 raise
             death = Death("start_failed", str(error), how="start_failed")
@@ -186,6 +191,7 @@ class ActorChild(Child):
                 self.name, order.endpoint, process.pid, process.start_time, mine, self.board_row, process.participant
             )
             watchdog.guard(process, words)
+            site.limiter.guard(process, words)
             self._announce()
         if not await asyncio.shield(process.started):
             death = await asyncio.shield(process.died)
@@ -232,6 +238,7 @@ class ActorChild(Child):
             os.unlink(process.order.endpoint.removeprefix("ipc://"))
         except FileNotFoundError:
             pass
+        site.limiter.end(process.order)
         site.orphans.sweep()
         if process.participant >= 0:
             site.arena.reap(process.participant, revoke=False)  # the node's rounds do the rest, in a while

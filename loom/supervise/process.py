@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from loom.actor import heartbeat
 from loom.actor.address import open_pidfd
 from loom.actor.child import FAILED_START, Order
 from loom.actor.death import Death
+from loom.actor.procfs import stat_of
 
 __all__ = ["Death", "Process"]
 
@@ -50,6 +52,8 @@ class Process:
         self._brief = ""
         self._was_told = ""
         self._must_die = False
+        self.explain: Callable[[Order, Death, float], Death] = lambda order, death, cpu_s: death
+        """What its death came of, when the status alone does not say it; given the CPU time it has had, seconds."""
         self._sentence: Death | None = None
         self._fds: list[int] = []
         control.setblocking(False)
@@ -150,6 +154,7 @@ class Process:
 
     def _exited(self) -> None:
         assert self._pidfd is not None
+        cpu_s = stat_of(self.pid).cpu_s  # a process that is not yet reaped still has it
         try:
             status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
@@ -158,7 +163,7 @@ class Process:
         if status is None:
             return
         self._listen_once_more()
-        self._gone(self._death(status.si_code, status.si_status))
+        self._gone(self.explain(self.order, self._death(status.si_code, status.si_status), cpu_s))
 
     def _listen_once_more(self) -> None:
         """Its last words may still be in the socket."""

@@ -23,6 +23,7 @@ Children start in the order written and stop in reverse. A child's keys:
                 actor counts as hung: its stack is taken, it is killed, and that is an abnormal end (watchdog.py).
                 None: nobody looks. What `async` handlers wait for does not count
     start_s     the same for `__init__` and `on_start`. None: as long as it takes, as in OTP
+    limits      a LimitsSpec: what it may use of the machine
     instances   how many of it. More than 1: `workers` stands for the children workers.0, workers.1 ...
 
 A simple_one_for_one supervisor has one child spec, the template, and no child to begin with. `start_child` adds one,
@@ -34,7 +35,7 @@ A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start wit
 "root", which is the name of the node's first supervisor.
 What restarts when, and when a supervisor gives up: policy.py.
 
-Not available yet, and refused rather than ignored: limits, mailbox policies other than "wait".
+Not available yet, and refused rather than ignored: mailbox policies other than "wait".
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from loom.actor.limits import Limits
 from loom.errors import ConfigError
 
 Restart = Literal["permanent", "transient", "temporary"]
@@ -67,6 +69,10 @@ ROOT = "root"
 RESERVED_NAMES = ("node", ROOT)
 INSTANCES_MAX = 10_000
 """A guard against a slip of the finger: each instance is a process."""
+
+MEMORY_MIN_BYTES = 16 * 2**20
+"""Less would kill an actor that has nothing: it takes some 5 MiB, and NumPy's first calls as much again."""
+OPEN_FILES_MIN = 64
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _LATER = "not available yet"
@@ -104,15 +110,50 @@ class MailboxSpec(msgspec.Struct, frozen=True):
         _check_word(self, "policy", MAILBOX_POLICIES, later=("refuse", "drop_oldest"))
 
 
-class LimitsSpec(msgspec.Struct, frozen=True):
-    """What a child may use of the machine. Not available yet: anything but None is a ConfigError."""
+class LimitsSpec(Limits, frozen=True):
+    """What a child may use of the machine; None leaves it as the node has it. What it starts has the same again.
 
-    memory_bytes: int | None = None
-    open_files: int | None = None
+    memory_bytes       it is killed when it takes more ("memory_limit"); how exactly: loom/supervise/limits.py
+    memory_soft_bytes  a warning in log and stats, once for each crossing
+    cpu_s              whole seconds of CPU time an incarnation; then SIGXCPU, a second later SIGKILL ("cpu_limit")
+    open_files         descriptors; an actor needs some 30 for itself. Beyond it, `open` raises OSError in the actor
+    nice               -20 (first) to 19 (last); below the node's own takes privileges
+    cpus               the CPUs that it may run on, as (0, 1)
+
+    Raises: ConfigError for what is out of range, memory_soft_bytes above memory_bytes, or a CPU twice.
+    """
+
+    if TYPE_CHECKING:  # what may be passed is wider than what is kept
+
+        def __init__(
+            self,
+            memory_bytes: int | None = None,
+            memory_soft_bytes: int | None = None,
+            cpu_s: int | None = None,
+            open_files: int | None = None,
+            nice: int | None = None,
+            cpus: Sequence[int] | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
-        _check_unset(self, "memory_bytes", None)
-        _check_unset(self, "open_files", None)
+        least = {"memory_bytes": MEMORY_MIN_BYTES, "memory_soft_bytes": 1, "cpu_s": 1, "open_files": OPEN_FILES_MIN}
+        for field, minimum in least.items():
+            if getattr(self, field) is not None:
+                _check_int(self, field, minimum=minimum)
+        if self.nice is not None:
+            _check_int(self, "nice", minimum=-20, maximum=19)
+        hard, soft = self.memory_bytes, self.memory_soft_bytes
+        if hard is not None and soft is not None and soft > hard:
+            raise _wrong(self, "memory_soft_bytes", f"at most memory_bytes ({hard})", "give the smaller one here")
+        if self.cpus is not None:
+            self._check_cpus()
+
+    def _check_cpus(self) -> None:
+        cpus = self.cpus
+        whole = isinstance(cpus, (tuple, list)) and all(type(cpu) is int and cpu >= 0 for cpu in cpus)
+        if not cpus or not whole or len(set(cpus)) != len(cpus):
+            raise _wrong(self, "cpus", "a list of CPU numbers, each once", "write it as in cpus=(0, 1)")
+        _set(self, "cpus", tuple(cpus))
 
 
 class BackoffSpec(msgspec.Struct, frozen=True):
@@ -227,7 +268,12 @@ class ChildSpec(msgspec.Struct, frozen=True):
                 raise _wrong(self, field, "nothing, as the child is a supervisor", "give it to one of its children")
         if self.instances != 1:
             raise _wrong(self, "instances", "1, as the child is a supervisor", "set instances on its children")
-        for field, default in (("mailbox", MailboxSpec()), ("watchdog_s", None), ("start_s", None)):
+        for field, default in (
+            ("mailbox", MailboxSpec()),
+            ("watchdog_s", None),
+            ("start_s", None),
+            ("limits", LimitsSpec()),
+        ):
             if getattr(self, field) != default:
                 raise _wrong(self, field, "nothing, as the child is a supervisor", "set it on its children")
         if self.shutdown_s not in (5.0, "infinity"):

@@ -77,11 +77,11 @@ async def capture(pid: int, *, pause: bool = True, native: bool = False, timeout
 
     `pause`: hold it still meanwhile (a stopped process holds still by itself). `native`: with the calls into C.
     """
-    program = _program()
-    if program is None:
+    found = program()
+    if found is None:
         return Stacks(pid, error="py-spy is not installed beside this Python: pip install py-spy")
     options = [*(["--native"] if native else []), *([] if pause else ["--nonblocking"])]
-    command = [program, "dump", "--json", "--full-filenames", *options, "--pid", str(pid)]
+    command = [found, "dump", "--json", "--full-filenames", *options, "--pid", str(pid)]
     try:
         code, said, complaint = await _run(command, timeout_s)
     except OSError as error:
@@ -96,7 +96,7 @@ async def capture(pid: int, *, pause: bool = True, native: bool = False, timeout
     return Stacks(pid, tuple(map(_trimmed, (one for one in threads if one.thread_name != _OWN_THREAD))))
 
 
-def _program() -> str | None:
+def program() -> str | None:
     """Where py-spy is: beside the Python that runs, or on the path."""
     for folder in (os.path.dirname(sys.executable), sysconfig.get_path("scripts")):
         if os.access(os.path.join(folder, "py-spy"), os.X_OK):

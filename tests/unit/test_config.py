@@ -195,6 +195,8 @@ def test_unknown_keys_of_a_child() -> None:
         ('actor = "m:A"\nmailbox = { capacity = 0 }', ".mailbox.capacity: expected"),
         ('actor = "m:A"\nmailbox = { policy = "refuse" }', ".mailbox.policy: expected"),
         ('actor = "m:A"\nlimits = { memory_bytes = 1 }', ".limits.memory_bytes: expected"),
+        ('actor = "m:A"\nlimits = { memory_bytes = "2 gigs" }', ".limits.memory_bytes: expected a size such as"),
+        ('actor = "m:A"\nlimits = { memory = 1 }', ".limits.memory: expected a known key"),
         ('actor = "m:A"\nwatchdog_s = 0', ".watchdog_s: expected"),
         ('actor = "m:A"\nsignificant = true', ".significant: expected"),
         ('actor = "m.A"', '.actor: expected "module:Class"'),

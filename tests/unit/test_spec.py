@@ -269,14 +269,44 @@ def test_the_roots_name_is_reserved() -> None:
     [
         (MailboxSpec, {"policy": "refuse"}),
         (MailboxSpec, {"policy": "drop_oldest"}),
-        (LimitsSpec, {"memory_bytes": 1}),
-        (LimitsSpec, {"open_files": 0}),
     ],
 )
 def test_not_available_yet(kind: type, fields: dict[str, Any]) -> None:
     text = refusal(kind, **fields)
     assert "not available yet" in text
     assert f"{kind.__name__}.{next(iter(fields))}: " in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"memory_bytes": 1}, "LimitsSpec.memory_bytes: expected a whole number >= 16777216, got 1 (int)"),
+        ({"memory_bytes": "256MiB"}, "LimitsSpec.memory_bytes: expected a whole number >= 16777216, got '256MiB'"),
+        ({"memory_soft_bytes": 0}, "LimitsSpec.memory_soft_bytes: expected a whole number >= 1"),
+        (
+            {"memory_bytes": 2**25, "memory_soft_bytes": 2**26},
+            "LimitsSpec.memory_soft_bytes: expected at most memory_bytes (33554432), got 67108864 (int)",
+        ),
+        ({"cpu_s": 0}, "LimitsSpec.cpu_s: expected a whole number >= 1"),
+        ({"cpu_s": 1.5}, "LimitsSpec.cpu_s: expected a whole number >= 1, got 1.5 (float)"),
+        ({"open_files": 63}, "LimitsSpec.open_files: expected a whole number >= 64"),
+        ({"nice": 20}, "LimitsSpec.nice: expected a whole number from -20 to 19"),
+        ({"cpus": ()}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+        ({"cpus": [0, 0]}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+        ({"cpus": [True]}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+        ({"cpus": 0}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+    ],
+)
+def test_wrong_limits(fields: dict[str, Any], text: str) -> None:
+    assert text.removeprefix("L1001 ") in refusal(LimitsSpec, **fields)
+
+
+def test_limits() -> None:
+    assert LimitsSpec() == LimitsSpec(None, None, None, None, None, None)
+    limits = LimitsSpec(2**25, 2**25, 1, 64, -20, [3, 1])
+    assert limits.cpus == (3, 1)
+    assert ChildSpec(Index, limits=limits).limits is limits
+    assert "as the child is a supervisor" in refusal(ChildSpec, SupervisorSpec(), limits=limits)
 
 
 @pytest.mark.parametrize("field", ["watchdog_s", "start_s"])
