@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loom.actor.reply import Reply
     from loom.node.client import Client, Node, connect
     from loom.node.supervisor_ref import SupervisorRef
-    from loom.supervise.spec import BackoffSpec, ChildSpec, LimitsSpec, MailboxSpec, SupervisorSpec
+    from loom.supervise.spec import BackoffSpec, ChildSpec, LimitsSpec, MailboxSpec, SnapshotSpec, SupervisorSpec
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,7 @@ _HOMES = {
     "MailboxSpec": "loom.supervise.spec",
     "Node": "loom.node.client",
     "Reply": "loom.actor.reply",
+    "SnapshotSpec": "loom.supervise.spec",
     "SupervisorRef": "loom.node.supervisor_ref",
     "SupervisorSpec": "loom.supervise.spec",
     "connect": "loom.node.client",
@@ -60,6 +61,7 @@ __all__ = [
     "MailboxSpec",
     "Node",
     "Reply",
+    "SnapshotSpec",
     "SupervisorRef",
     "SupervisorSpec",
     "arena",

@@ -199,6 +199,12 @@ class ArenaFull(LoomError):
     code = "L3003"
 
 
+class StoreError(LoomError):
+    """The store of the actors' state cannot be made, read or written. What was saved before it is untouched."""
+
+    code = "L3004"
+
+
 # --- L9xxx: Loom itself ------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from loom.actor.context import Context
 
 HOOKS = frozenset(
-    ("on_start", "on_stop", "on_event", "on_down", "on_exit_signal", "snapshot", "restore", "ctx", "topics", "trap")
+    (
+        "on_start",
+        "on_stop",
+        "on_event",
+        "on_down",
+        "on_exit_signal",
+        "snapshot",
+        "restore",
+        "snapshot_version",
+        "ctx",
+        "topics",
+        "trap",
+    )
 )
 """Names that are the runtime's: never called by a message."""
 
@@ -31,6 +43,9 @@ class Actor:
 
     `self.ctx` is there already in `__init__`, which runs in the actor's own process. An exception in `__init__` or
     `on_start` is a failed start; one in a handler goes to the caller, and the actor lives on.
+
+    A subclass may define `snapshot(self) -> object` and `restore(self, state)`: then its state is saved and given back
+    to the next incarnation, between `__init__` and `on_start`. loom/actor/snapshot.py has the promises.
     """
 
     ctx: Context

@@ -37,6 +37,7 @@ from loom.actor.limits import Limits
 from loom.actor.links import Links
 from loom.actor.mailbox import Mailbox
 from loom.actor.receive import Receiver
+from loom.actor.snapshot import Keeping, Snapshots, has_state
 from loom.actor.verbs import Verbs
 from loom.arena import Arena
 from loom.errors import ActorImportError, LoomError
@@ -77,6 +78,7 @@ class Order(msgspec.Struct):
     start_s: float | None = None
     limits: Limits = limits.NONE
     cgroup: str = ""
+    keeping: Keeping | None = None
 
     @property
     def tag(self) -> str:
@@ -211,6 +213,8 @@ def _live(order: Order, control: Control) -> int:
     context = Context(order.name, order.incarnation, links, verbs, life.stop, heartbeat.progress)
     try:
         actor = _make(order, context)
+        snapshots = _restored(order, actor)
+        context.snapshots = snapshots
         started = actor.on_start()
         if started is not None:
             loop.run_until_complete(started)
@@ -223,6 +227,10 @@ def _live(order: Order, control: Control) -> int:
         return FAILED_START
     receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
     receiver.answers.on_exit = life.exit
+    if snapshots is not None:
+        snapshots.start(loop)
+        if snapshots.counts_messages:
+            receiver.answers.on_done = snapshots.message_done
     life.on_end = receiver.hold
     receiver.start(loop)
     control.send({"started": True})
@@ -230,7 +238,7 @@ def _live(order: Order, control: Control) -> int:
     loop.add_reader(control.socket.fileno(), life.listen)
     reason = loop.run_until_complete(life.ended)
     loop.remove_reader(control.socket.fileno())
-    code = loop.run_until_complete(_end(actor, receiver, control, reason, life.code))
+    code = loop.run_until_complete(_end(actor, receiver, snapshots, control, reason, life.code))
     mailbox.close()
     links.close()
     return code
@@ -268,8 +276,16 @@ class _Life:
             self._pong(message["ping"])
 
 
-async def _end(actor: Actor, receiver: Receiver, control: Control, reason: str, code: int) -> int:
+async def _end(
+    actor: Actor, receiver: Receiver, snapshots: Snapshots | None, control: Control, reason: str, code: int
+) -> int:
     await receiver.stop()
+    if snapshots is not None and code == 0:  # an actor that ends with an error does not vouch for its state
+        try:
+            snapshots.stop()
+        except BaseException as error:
+            telemetry.log.error("its last snapshot was not saved:\n%s", failures.traceback_of(error, 1))
+            code = code or 1
     try:
         stopped = actor.on_stop(reason)
         if stopped is not None:
@@ -298,6 +314,15 @@ def _make(order: Order, context: Context) -> Actor:
     actor.ctx = context
     actor.__init__(*args, **kwargs)  # type: ignore[misc]
     return actor
+
+
+def _restored(order: Order, actor: Actor) -> Snapshots | None:
+    """The actor's snapshots, the last of them given back to it; None when its class keeps none."""
+    if not has_state(type(actor)) or order.keeping is None:
+        return None
+    snapshots = Snapshots(order.name, order.incarnation, actor, order.keeping)
+    snapshots.restore()
+    return snapshots
 
 
 def load(target: str) -> Any:

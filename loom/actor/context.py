@@ -12,6 +12,7 @@ from loom.wire.envelope import Envelope
 if TYPE_CHECKING:
     from loom.actor.links import Links
     from loom.actor.ref import ActorRef
+    from loom.actor.snapshot import Snapshots
 
 current: ContextVar[Envelope | None] = ContextVar("loom_message", default=None)
 """The message being handled; each async handler sees its own."""
@@ -33,6 +34,9 @@ class Context:
         """The actor's name on its node."""
         self.incarnation = incarnation
         """1 for the first process to bear the name, one more for each restart."""
+        self.snapshots: Snapshots | None = None
+        self.snapshot_version = 0
+        """In `restore`: the `snapshot_version` of the class that took the snapshot. 0: there was none."""
         self._links = links
         self._node = node
         self._stop = stop
@@ -72,6 +76,16 @@ class Context:
         """A reference to an actor of this node. Raises: ActorNotFound (L1003)."""
         found: ActorRef = self._node.lookup(name)
         return found
+
+    def save(self) -> None:
+        """Take a snapshot of this actor's state now; it has been saved when this returns.
+
+        Raises: UsageError (L1008) when the class has no `snapshot`, or the actor has not started yet; StoreError
+        (L3004); NotSendable (L1004); what `snapshot` raises. The last good snapshot stays then.
+        """
+        if self.snapshots is None:
+            raise UsageError("ctx.save(): define snapshot() and restore() first, and save when the actor has started")
+        self.snapshots.save()
 
     def stop(self, reason: str = "normal") -> None:
         """End this actor after the message being handled: `on_stop(reason)` runs, then the process exits with 0.

@@ -36,6 +36,7 @@ from loom.errors import (
     NodeDown,
     RuntimeFolderError,
     StartFailed,
+    StoreError,
 )
 from loom.node.folder import find
 from loom.node.holdings import ArenaReport
@@ -92,7 +93,10 @@ class Client:
         self._verbs.stop_child(actor if isinstance(actor, str) else actor.name)
 
     def info(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """Who the node is: its `name`, `pid`, `endpoint`, `arena` and `uptime_s`. Raises: CallTimeout (L2002)."""
+        """Who the node is: its `name`, `pid`, `endpoint`, `arena`, `state` (a folder) and `uptime_s`.
+
+        Raises: CallTimeout (L2002).
+        """
         found: dict[str, Any] = self._links.ask_node("info").result(timeout_s)
         return found
 
@@ -178,7 +182,9 @@ class Node(Client):
     `name`: for `loom-node --node NAME` and `loom.connect(NAME)`; a private one when not given. `arena`: what
     shared-memory tensors may take in all, as "256MiB" or a number of bytes. `arena_full`: what happens when they do:
     "wait" (the default) until the call's deadline, for `arena_wait_s` (1 s) when it has none; "raise" ArenaFull at
-    once; "spill" to files below the folder `arena_spill` (loom/node/room.py). `supervisor`: the root supervisor's rules
+    once; "spill" to files below the folder `arena_spill` (loom/node/room.py). `state`: the folder that its actors'
+    snapshots are kept in, and found again by a later node; without one they end with this node. `supervisor`: the root
+    supervisor's rules
     and first children; by default one_for_one with 1 restart in 5 s.
     Raises: NameTaken (L1002), ArenaFull (L3003), StartFailed (L3001), ConfigError (L1001).
     """
@@ -191,6 +197,7 @@ class Node(Client):
         arena_full: Full | None = None,
         arena_wait_s: float | None = None,
         arena_spill: str | Path | None = None,
+        state: str | os.PathLike[str] | None = None,
         supervisor: SupervisorSpec = SupervisorSpec(),  # noqa: B008 (immutable)
     ) -> None:
         from loom.node.config import size_bytes
@@ -205,7 +212,8 @@ class Node(Client):
         check_spill(policy.spill)
         reports, report_fd = os.pipe()
         os.set_inheritable(report_fd, True)
-        boot = Boot(chosen, cookie, arena_bytes, root, os.getpid(), report_fd, policy)
+        folder = "" if state is None else os.path.abspath(os.path.expanduser(state))
+        boot = Boot(chosen, cookie, arena_bytes, root, os.getpid(), report_fd, policy, folder, bool(folder))
         boot_fd = memfd(boot)
         try:
             self._process = subprocess.Popen(
@@ -307,7 +315,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 _START_ERRORS: dict[str, type[LoomError]] = {
-    one.code: one for one in (NameTaken, ArenaFull, StartFailed, RuntimeFolderError, ConfigError)
+    one.code: one for one in (NameTaken, ArenaFull, StartFailed, StoreError, RuntimeFolderError, ConfigError)
 }
 
 

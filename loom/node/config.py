@@ -6,6 +6,7 @@
     arena_full = "spill"                 # what then? "wait" (default), "raise" or "spill": loom/node/room.py
     arena_spill = "/var/tmp"             # the folder to spill to, relative to this file
     arena_wait_s = 1.0                   # default; how long to wait when the message has no deadline
+    state = "/var/lib/alpha"             # where actors' snapshots are; default ~/.local/state/loom/NAME
     path = ["src"]                       # folders that actors import from, relative to this file; its own comes first
     [supervisor]                         # a SupervisorSpec, with SupervisorSpec's defaults
     strategy = "rest_for_one"
@@ -18,6 +19,7 @@
     actor = "myapp.index:Index"
     args = [64]
     mailbox = { capacity = 500 }
+    snapshot = { every_messages = 100 }  # a SnapshotSpec
     [[supervisor.child]]
     name = "workers"
     actor = "myapp.work:Worker"
@@ -69,6 +71,7 @@ from loom.supervise.spec import (
     ChildSpec,
     LimitsSpec,
     MailboxSpec,
+    SnapshotSpec,
     SpecError,
     SupervisorSpec,
     check_name,
@@ -84,7 +87,7 @@ FILE_MAX_BYTES = 16 * 1024**2
 UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 _TOP_KEYS = ("node", "supervisor")
-_NODE_KEYS = ("name", "arena", "arena_full", "arena_wait_s", "arena_spill", "path")
+_NODE_KEYS = ("name", "arena", "arena_full", "arena_wait_s", "arena_spill", "state", "path")
 _SUPERVISOR_KEYS = tuple("child" if key == "children" else key for key in SupervisorSpec.__struct_fields__)
 _CHILD_KEYS = (*ChildSpec.__struct_fields__, "supervisor")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)")
@@ -96,7 +99,8 @@ _Spec = TypeVar("_Spec", bound=msgspec.Struct)
 class NodeConfig(msgspec.Struct, frozen=True):
     """What a node is started with.
 
-    path: absolute folders for the actors' sys.path, the config file's own first. file: where it came from, for texts.
+    path: absolute folders for the actors' sys.path, the config file's own first. state: an absolute folder, "" for the
+    default. file: where it came from, for texts.
     """
 
     name: str = DEFAULT_NAME
@@ -105,6 +109,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     supervisor: SupervisorSpec = SupervisorSpec()
     file: str = "<text>"
     arena_policy: FullPolicy = FullPolicy()
+    state: str = ""
 
 
 def load(path: Path) -> NodeConfig:
@@ -171,6 +176,7 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         "arena_wait_s": config.arena_policy.wait_s,
         "arena_spill": config.arena_policy.spill,
         "path": list(config.path),
+        "state": config.state,
         "supervisor": _describe_supervisor(config.supervisor),
     }
 
@@ -254,6 +260,7 @@ def _node(at: _At, value: dict[str, Any], folder: Path) -> NodeConfig:
         arena_bytes=_size_bytes(here.key("arena"), node.get("arena", DEFAULT_ARENA_BYTES)),
         path=_folders(here.key("path"), node.get("path", []), folder),
         supervisor=_supervisor(at.key("supervisor"), table.get("supervisor", {})),
+        state=_state(here.key("state"), node["state"], folder) if "state" in node else "",
         file=at.file,
         arena_policy=policy,
     )
@@ -286,6 +293,8 @@ def _child(at: _At, value: object) -> ChildSpec:
         raise at.key("actor").error('"module:Class"', show(fields["actor"]), remedy)
     if "mailbox" in fields:
         fields["mailbox"] = _struct(at.key("mailbox"), fields["mailbox"], MailboxSpec)
+    if "snapshot" in fields:
+        fields["snapshot"] = _struct(at.key("snapshot"), fields["snapshot"], SnapshotSpec)
     if "limits" in fields:
         fields["limits"] = _limits(at.key("limits"), fields["limits"])
     return _build(at, ChildSpec, fields)
@@ -347,6 +356,12 @@ def _size_bytes(at: _At, value: object) -> int:
     if not 0 < size < 2**63:
         raise at.error(expected, show(value), "give it from 1 byte to 8388607 TiB")
     return size
+
+
+def _state(at: _At, value: object, folder: Path) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise at.error("a folder", show(value), "write its name as a string")
+    return str((folder / Path(value).expanduser()).absolute())
 
 
 def _folders(at: _At, value: object, folder: Path) -> tuple[str, ...]:
@@ -476,6 +491,7 @@ def _describe_child(child: ChildSpec) -> dict[str, Any]:
         "watchdog_s": child.watchdog_s,
         "start_s": child.start_s,
         "limits": msgspec.structs.asdict(child.limits),
+        "snapshot": msgspec.structs.asdict(child.snapshot),
     }
 
 

@@ -26,6 +26,7 @@ import msgspec
 from loom import telemetry
 from loom.arena.policy import FullPolicy
 from loom.errors import ArenaFull, LoomError, NodeDown, StartFailed
+from loom.node import statefolder
 from loom.node.folder import SHM, Facts, Folder, boot_id, clear_remains
 from loom.node.plan import SupervisorPlan
 from loom.supervise import cgroup, orphans, sweep
@@ -43,8 +44,11 @@ ROUNDS_S = 1.0
 
 
 class Boot(msgspec.Struct):
-    """How a node is to be. `parent_pid`: the program it dies with, 0 for none. `report_fd`: where it says that it is
-    ready, what went wrong and why it ends, one JSON line each; -1 for standard error, in words for people.
+    """How a node is to be.
+
+    `state`: the folder of its actors' snapshots, "" for one that goes with the node; `is_state_shared`: other nodes may
+    have been told to use it, too. `parent_pid`: the program it dies with, 0 for none. `report_fd`: where it says that
+    it is ready, what went wrong and why it ends, one JSON line each; -1 for standard error, in words for people.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Boot(msgspec.Struct):
     parent_pid: int = 0
     report_fd: int = -1
     arena_policy: FullPolicy = FullPolicy()
+    state: str = ""
+    is_state_shared: bool = False
 
 
 def new_cookie() -> str:
@@ -96,6 +102,7 @@ class NodeProcess:
         self._ended: asyncio.Event | None = None
         self._root: Any = None
         self._folder: Folder | None = None
+        self._state_lock = -1
         self._signals = 0
         # Only the node that systemd started may talk to it: not its actors, nor the nodes of other programs.
         self._notify = "" if boot.parent_pid else os.environ.pop("NOTIFY_SOCKET", "")
@@ -118,6 +125,8 @@ class NodeProcess:
             clear_remains(boot.arena_policy.spill)
             folder = self._folder = Folder.take(boot.name)
             _check_room(boot.arena_bytes)
+            if boot.is_state_shared:
+                self._state_lock = statefolder.lock(boot.state)
             launcher = Launcher(folder.path, arena_name, boot.cookie)
             launcher.start()
             self._serve(folder, arena_name, launcher)
@@ -178,6 +187,7 @@ class NodeProcess:
         from loom.actor.links import Links
         from loom.actor.mailbox import Mailbox
         from loom.actor.receive import Receiver
+        from loom.actor.snapshot import Keeping
         from loom.arena import Arena
         from loom.node.children import ChildVerbs
         from loom.node.site import Service, Site
@@ -194,7 +204,8 @@ class NodeProcess:
 
         links = Links(address, arena, board, owner="node")
         mailbox = Mailbox(links.context, folder.endpoint)
-        site = Site(launcher, board, arena, folder.path, address, boot.cookie)
+        keeping = Keeping(boot.state or str(folder.path / "state"), durable=bool(boot.state))
+        site = Site(launcher, board, arena, folder.path, address, boot.cookie, keeping)
         self._watch(loop)
         root = self._root = site.build(boot.root, self._root_ended)
         verbs = {

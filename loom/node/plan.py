@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from loom.actor.snapshot import Cadence
 from loom.supervise.spec import (
     ROOT,
     AutoShutdown,
@@ -41,6 +42,9 @@ class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
     significant: bool = False
     further: bytes = b""
     limits: LimitsSpec = LimitsSpec()
+    snapshot: Cadence = Cadence()
+    is_fresh: bool = False
+    """Whether it begins with nothing, whatever was saved under its name."""
 
 
 class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
@@ -116,7 +120,13 @@ def child_plan(child: ChildSpec, path: Sequence[str]) -> Plan:
             child.start_s,
             child.significant,
             limits=child.limits,
+            snapshot=_cadence(child),
         )
         for name in child.members
     )
     return plans[0] if child.instances == 1 else GroupPlan(child.name, plans)
+
+
+def _cadence(child: ChildSpec) -> Cadence:
+    spec = child.snapshot
+    return Cadence(spec.every_messages, spec.every_s, spec.at_stop)

@@ -20,6 +20,7 @@ from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.child import Order
 from loom.actor.death import Death
+from loom.actor.snapshot import Keeping
 from loom.arena import Arena
 from loom.clock import monotonic
 from loom.errors import StartFailed, UsageError
@@ -39,7 +40,14 @@ class Site:
     """What the children of one node share: zygote, board, arena, folder and names."""
 
     def __init__(
-        self, launcher: Launcher, board: Board, arena: Arena, folder: Path, address: Address, cookie: str
+        self,
+        launcher: Launcher,
+        board: Board,
+        arena: Arena,
+        folder: Path,
+        address: Address,
+        cookie: str,
+        keeping: Keeping,
     ) -> None:
         self.launcher = launcher
         self.board = board
@@ -47,6 +55,7 @@ class Site:
         self.folder = folder
         self.address = address
         self.cookie = cookie
+        self.keeping = keeping
         self.registry = Registry()
         self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
         self.orphans = Orphans(cookie, lambda: launcher.pid)
@@ -125,6 +134,7 @@ class Site:
             watchdog_s=plan.watchdog_s,
             start_s=plan.start_s,
             limits=plan.limits,
+            keeping=msgspec.structs.replace(self.keeping, cadence=plan.snapshot, is_fresh=plan.is_fresh),
         )
         child = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended)
         child.significant = plan.significant
@@ -205,7 +215,7 @@ class Service:
         registry = self._site.registry
         chosen = registry.free_name(_plain(base)) if name is None else name
         check_name("spawn", "name", chosen)
-        plan = ActorPlan(chosen, "", pickled, tuple(path))
+        plan = ActorPlan(chosen, "", pickled, tuple(path), is_fresh=name is None)
         self._root.check_running()
         child = self._site.make_actor(plan, self._root)
         self._root.add(child)
@@ -233,12 +243,13 @@ class Service:
         return found
 
     def info(self) -> dict[str, Any]:
-        """Who the node is: {name, pid, endpoint, arena, uptime_s}."""
+        """Who the node is: {name, pid, endpoint, arena, state, uptime_s}."""
         return {
             "name": self._name,
             "pid": os.getpid(),
             "endpoint": self._site.address.endpoint,
             "arena": self._site.arena.name,
+            "state": self._site.keeping.folder,
             "uptime_s": monotonic() - self._started,
         }
 

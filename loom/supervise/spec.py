@@ -24,6 +24,7 @@ Children start in the order written and stop in reverse. A child's keys:
                 None: nobody looks. What `async` handlers wait for does not count
     start_s     the same for `__init__` and `on_start`. None: as long as it takes, as in OTP
     limits      a LimitsSpec: what it may use of the machine
+    snapshot    when the state of an actor that defines `snapshot` and `restore` is saved: loom/actor/snapshot.py
     instances   how many of it. More than 1: `workers` stands for the children workers.0, workers.1 ...
 
 A simple_one_for_one supervisor has one child spec, the template, and no child to begin with. `start_child` adds one,
@@ -50,6 +51,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loom.actor.limits import Limits
+from loom.actor.snapshot import Cadence
 from loom.errors import ConfigError
 
 Restart = Literal["permanent", "transient", "temporary"]
@@ -184,6 +186,24 @@ class BackoffSpec(msgspec.Struct, frozen=True):
             _set(self, "reset_after_s", _number(self, "reset_after_s", expected, lambda n: n > 0))
 
 
+class SnapshotSpec(Cadence, frozen=True):
+    """When to save the state of an actor that defines `snapshot` and `restore`; loom/actor/snapshot.py says it all.
+
+    every_messages: after so many messages, before the last of them is answered. every_s: seconds. at_stop: when it is
+    stopped in order. None: not by that. `self.ctx.save()` saves at any time.
+
+    Raises: ConfigError unless every_messages >= 1 and every_s > 0, and at_stop is a truth value.
+    """
+
+    def __post_init__(self) -> None:
+        if self.every_messages is not None:
+            _check_int(self, "every_messages", minimum=1)
+        if self.every_s is not None:
+            _set(self, "every_s", _number(self, "every_s", "a number of seconds > 0", lambda n: n > 0))
+        if not isinstance(self.at_stop, bool):
+            raise _wrong(self, "at_stop", "true or false", "write it without quotes")
+
+
 class ChildSpec(msgspec.Struct, frozen=True):
     """One child, or with `instances` several alike. The keys are in this module's docstring.
 
@@ -204,6 +224,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     mailbox: MailboxSpec = msgspec.field(default_factory=MailboxSpec)
     limits: LimitsSpec = msgspec.field(default_factory=LimitsSpec)
     start_s: float | None = None
+    snapshot: SnapshotSpec = msgspec.field(default_factory=SnapshotSpec)
 
     if TYPE_CHECKING:  # what may be passed is wider than what is kept
 
@@ -221,6 +242,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
             mailbox: MailboxSpec = ...,
             limits: LimitsSpec = ...,
             start_s: float | None = None,
+            snapshot: SnapshotSpec = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -245,6 +267,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
                 _set(self, field, _number(self, field, "a number of seconds > 0", lambda n: n > 0))
         _check_kind(self, "mailbox", MailboxSpec)
         _check_kind(self, "limits", LimitsSpec)
+        _check_kind(self, "snapshot", SnapshotSpec)
         if self.supervisor is not None:
             self._check_supervisor_child()
 
@@ -273,6 +296,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
             ("watchdog_s", None),
             ("start_s", None),
             ("limits", LimitsSpec()),
+            ("snapshot", SnapshotSpec()),
         ):
             if getattr(self, field) != default:
                 raise _wrong(self, field, "nothing, as the child is a supervisor", "set it on its children")

@@ -34,6 +34,7 @@ def preload() -> None:
     import zmq
 
     import loom.actor.child
+    import loom.store
 
     del asyncio, logging, traceback, cloudpickle, numpy, uvloop, zmq, loom
 

@@ -13,7 +13,7 @@ import pytest
 
 from loom.errors import ActorImportError, ConfigError
 from loom.node import config
-from loom.supervise.spec import BackoffSpec, ChildSpec, MailboxSpec, SupervisorSpec
+from loom.supervise.spec import BackoffSpec, ChildSpec, MailboxSpec, SnapshotSpec, SupervisorSpec
 
 SAMPLE = """
 [node]
@@ -161,7 +161,7 @@ def test_misspelt_word() -> None:
         (
             "[node]\nzzz = 'a'",
             "$.node.zzz",
-            "the keys here are name, arena, arena_full, arena_wait_s, arena_spill, path",
+            "the keys here are name, arena, arena_full, arena_wait_s, arena_spill, state, path",
         ),
         ("[supervisor]\nstrat = 1\nstrategi = 'x'", "$.supervisor.strat", "did you mean 'strategy'?"),
         ("[[supervisor.children]]", "$.supervisor.children", "did you mean 'child'?"),
@@ -506,3 +506,35 @@ def test_check_actors_takes_a_class(check: Check) -> None:
     bad = config.NodeConfig(supervisor=SupervisorSpec(children=(ChildSpec(Path),)))
     with pytest.raises(ActorImportError, match="does not derive"):
         config.check_actors(bad)
+
+
+# --- State -------------------------------------------------------------------------------------------------------
+
+
+def test_state_and_snapshots() -> None:
+    text = """
+    [node]
+    state = "var"
+    [[supervisor.child]]
+    actor = "a:B"
+    snapshot = { every_messages = 3, every_s = 2, at_stop = false }
+    """
+    made = config.parse(text, "index.toml", Path("/srv"))
+    assert made.state == "/srv/var"
+    assert made.supervisor.children[0].snapshot == SnapshotSpec(3, 2.0, False)
+    described = config.describe(made)
+    assert described["state"] == "/srv/var"
+    snapshot = described["supervisor"]["children"][0]["snapshot"]
+    assert snapshot == {"every_messages": 3, "every_s": 2.0, "at_stop": False}
+
+
+@pytest.mark.parametrize("value", ["3", "''", "['a']"])
+def test_a_wrong_state_folder(value: str) -> None:
+    assert refusal(f"[node]\nstate = {value}").startswith("$.node.state: expected a folder, got ")
+
+
+def test_a_wrong_snapshot_names_the_place() -> None:
+    line = refusal("[[supervisor.child]]\nactor = 'a:B'\nsnapshot = { every = 3 }")
+    assert line.startswith("$.supervisor.child[0].snapshot.every: expected a known key, got 'every'")
+    line = refusal("[[supervisor.child]]\nactor = 'a:B'\nsnapshot = { every_messages = 0 }")
+    assert line.startswith("$.supervisor.child[0].snapshot.every_messages: expected a whole number >= 1, got 0")

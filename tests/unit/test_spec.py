@@ -15,6 +15,7 @@ from loom.supervise.spec import (
     ChildSpec,
     LimitsSpec,
     MailboxSpec,
+    SnapshotSpec,
     SpecError,
     SupervisorSpec,
     walk,
@@ -54,6 +55,7 @@ def test_child_spec_fields_in_order() -> None:
         "mailbox",
         "limits",
         "start_s",
+        "snapshot",
     ]
 
 
@@ -62,6 +64,7 @@ def test_child_spec_defaults() -> None:
     assert (child.args, child.kwargs, child.name, child.restart) == ((), {}, "index", "permanent")
     assert (child.shutdown_s, child.significant, child.instances, child.watchdog_s) == (5.0, False, 1, None)
     assert (child.mailbox, child.limits) == (MailboxSpec(capacity=1000, policy="wait"), LimitsSpec())
+    assert child.snapshot == SnapshotSpec(every_messages=None, every_s=None, at_stop=True)
 
 
 def test_supervisor_spec_fields_in_order() -> None:
@@ -90,7 +93,9 @@ def test_positional_and_keyword_agree() -> None:
     assert positional == keyword
 
 
-@pytest.mark.parametrize("spec", [ChildSpec(Index), SupervisorSpec(), MailboxSpec(), LimitsSpec(), BackoffSpec()])
+@pytest.mark.parametrize(
+    "spec", [ChildSpec(Index), SupervisorSpec(), MailboxSpec(), LimitsSpec(), BackoffSpec(), SnapshotSpec()]
+)
 def test_specs_are_frozen(spec: Any) -> None:
     with pytest.raises(AttributeError):
         setattr(spec, spec.__struct_fields__[0], 1)
@@ -436,3 +441,26 @@ def test_name_of_an_instance_twice(other: str) -> None:
 def test_name_beside_the_instances() -> None:
     group = ChildSpec(Index, name="w", instances=3)
     assert SupervisorSpec(children=(group, ChildSpec(Index, name="w.3"))).children[1].name == "w.3"
+
+
+# --- Snapshots ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"every_messages": 0}, "SnapshotSpec.every_messages: expected a whole number >= 1, got 0"),
+        ({"every_messages": 1.5}, "SnapshotSpec.every_messages: expected a whole number >= 1, got 1.5"),
+        ({"every_s": 0}, "SnapshotSpec.every_s: expected a number of seconds > 0, got 0"),
+        ({"every_s": float("nan")}, "SnapshotSpec.every_s: expected a number of seconds > 0, got nan"),
+        ({"at_stop": "yes"}, "SnapshotSpec.at_stop: expected true or false, got 'yes'"),
+    ],
+)
+def test_wrong_snapshot_specs(fields: dict[str, Any], text: str) -> None:
+    assert text in refusal(SnapshotSpec, **fields)
+
+
+def test_a_snapshot_spec_is_an_actors() -> None:
+    text = refusal(ChildSpec, SupervisorSpec(), snapshot=SnapshotSpec(every_messages=1))
+    assert "ChildSpec.snapshot: expected nothing, as the child is a supervisor" in text
+    assert "expected a SnapshotSpec" in refusal(ChildSpec, Index, snapshot=3)
