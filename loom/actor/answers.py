@@ -107,7 +107,7 @@ class Answers:
         """Send one answer; False when the caller is gone. Raises: ArenaFull (L3003)."""
         header = message.header
         answer = Envelope(self._links.next_id(), kind, sender=self._name, correlation_id=header.id)
-        parts = frames.pack(answer, body, self._arena, header.participant)
+        parts = frames.pack(answer, body, self._arena, header.participant, header.deadline)
         if self._mailbox.send([*message.route, *parts]):
             if answer.buffers:
                 self._links.collect_soon()

@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         report_fd = os.dup(1)  # not 1 itself: the node keeps its reports to itself, but the actors need an output
         os.set_inheritable(report_fd, True)
-    words = command(memfd(Boot(config.name, cookie, config.arena_bytes, root, report_fd=report_fd)))
+    boot = Boot(config.name, cookie, config.arena_bytes, root, 0, report_fd, config.arena_policy)
+    words = command(memfd(boot))
     environ = environment(cookie)
     if arguments.verbose:
         environ.setdefault("LOOM_LOG", "info")

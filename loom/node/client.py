@@ -12,6 +12,7 @@ import os
 import select
 import subprocess
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from loom.actor.links import Links
 from loom.actor.ref import ActorRef
 from loom.actor.verbs import Verbs, search_path
 from loom.arena import Arena
+from loom.arena.policy import Full
 from loom.errors import (
     ActorDied,
     ArenaFull,
@@ -156,7 +158,9 @@ class Node(Client):
     """A node of this program's own: started here, stopped with the `with` block, dead with the program.
 
     `name`: for `loom-node --node NAME` and `loom.connect(NAME)`; a private one when not given. `arena`: what
-    shared-memory tensors may take in all, as "256MiB" or a number of bytes. `supervisor`: the root supervisor's rules
+    shared-memory tensors may take in all, as "256MiB" or a number of bytes. `arena_full`: what happens when they do:
+    "wait" (the default) until the call's deadline, for `arena_wait_s` (1 s) when it has none; "raise" ArenaFull at
+    once; "spill" to files below the folder `arena_spill` (loom/node/room.py). `supervisor`: the root supervisor's rules
     and first children; by default one_for_one with 1 restart in 5 s.
     Raises: NameTaken (L1002), ArenaFull (L3003), StartFailed (L3001), ConfigError (L1001).
     """
@@ -166,18 +170,24 @@ class Node(Client):
         name: str | None = None,
         *,
         arena: int | str = "256MiB",
+        arena_full: Full | None = None,
+        arena_wait_s: float | None = None,
+        arena_spill: str | Path | None = None,
         supervisor: SupervisorSpec = SupervisorSpec(),  # noqa: B008 (immutable)
     ) -> None:
         from loom.node.config import size_bytes
+        from loom.node.room import check_spill, full_policy
 
         cookie = new_cookie()
         chosen = f"private-{cookie}" if name is None else name
         check_name("Node", "name", chosen)
         root = plan_of(supervisor, search_path())
         arena_bytes = size_bytes(arena)
+        policy = full_policy(arena_full, arena_wait_s, arena_spill, Path.cwd())
+        check_spill(policy.spill)
         reports, report_fd = os.pipe()
         os.set_inheritable(report_fd, True)
-        boot = Boot(chosen, cookie, arena_bytes, root, os.getpid(), report_fd)
+        boot = Boot(chosen, cookie, arena_bytes, root, os.getpid(), report_fd, policy)
         boot_fd = memfd(boot)
         try:
             self._process = subprocess.Popen(

@@ -3,6 +3,9 @@
     [node]
     name = "alpha"                       # default "default"
     arena = "256MiB"                     # default; B, KiB, MiB, GiB (1024), KB, MB, GB (1000), or a number of bytes
+    arena_full = "spill"                 # what then? "wait" (default), "raise" or "spill": loom/node/room.py
+    arena_spill = "/var/tmp"             # the folder to spill to, relative to this file
+    arena_wait_s = 1.0                   # default; how long to wait when the message has no deadline
     path = ["src"]                       # folders that actors import from, relative to this file; its own comes first
     [supervisor]                         # a SupervisorSpec, with SupervisorSpec's defaults
     strategy = "rest_for_one"
@@ -54,7 +57,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from loom.arena.policy import FullPolicy
 from loom.errors import ActorImportError, ConfigError
+from loom.node.room import check_spill, full_policy
 from loom.supervise.spec import (
     BackoffSpec,
     ChildSpec,
@@ -75,7 +80,7 @@ FILE_MAX_BYTES = 16 * 1024**2
 UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 _TOP_KEYS = ("node", "supervisor")
-_NODE_KEYS = ("name", "arena", "path")
+_NODE_KEYS = ("name", "arena", "arena_full", "arena_wait_s", "arena_spill", "path")
 _SUPERVISOR_KEYS = tuple("child" if key == "children" else key for key in SupervisorSpec.__struct_fields__)
 _CHILD_KEYS = (*ChildSpec.__struct_fields__, "supervisor")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)")
@@ -95,6 +100,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     path: tuple[str, ...] = ()
     supervisor: SupervisorSpec = SupervisorSpec()
     file: str = "<text>"
+    arena_policy: FullPolicy = FullPolicy()
 
 
 def load(path: Path) -> NodeConfig:
@@ -149,9 +155,20 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         "file": config.file,
         "name": config.name,
         "arena_bytes": config.arena_bytes,
+        "arena_full": config.arena_policy.full,
+        "arena_wait_s": config.arena_policy.wait_s,
+        "arena_spill": config.arena_policy.spill,
         "path": list(config.path),
         "supervisor": _describe_supervisor(config.supervisor),
     }
+
+
+def check_folders(config: NodeConfig) -> None:
+    """See that the node can write where it would spill to. Raises: ConfigError."""
+    try:
+        check_spill(config.arena_policy.spill)
+    except SpecError as error:
+        raise _At(config.file, f"$.node.{error.field}").error(error.expected, error.got, error.remedy) from None
 
 
 def check_actors(config: NodeConfig) -> None:
@@ -216,12 +233,17 @@ def _node(at: _At, value: dict[str, Any], folder: Path) -> NodeConfig:
         check_name("node", "name", name, reserved=())
     except SpecError as error:
         raise here.key("name").error(error.expected, error.got, error.remedy) from None
+    try:
+        policy = full_policy(node.get("arena_full"), node.get("arena_wait_s"), node.get("arena_spill"), folder)
+    except SpecError as error:
+        raise here.key(error.field).error(error.expected, error.got, error.remedy) from None
     return NodeConfig(
         name=name,
         arena_bytes=_size_bytes(here.key("arena"), node.get("arena", DEFAULT_ARENA_BYTES)),
         path=_folders(here.key("path"), node.get("path", []), folder),
         supervisor=_supervisor(at.key("supervisor"), table.get("supervisor", {})),
         file=at.file,
+        arena_policy=policy,
     )
 
 

@@ -19,6 +19,9 @@ DEFAULT_ARENA_BYTES = 256 * MIB
 SMALL_SHM_BYTES = 64 * MIB
 """What Docker gives a container that asks for nothing."""
 
+COPY_ON_WRITE, IN_MEMORY = ("btrfs", "zfs", "bcachefs"), ("tmpfs", "ramfs")
+"""File systems that are not for spilling to."""
+
 FILES = 4096
 """Open files below which a node is short: an actor has some sockets for every actor it talks to."""
 
@@ -107,6 +110,28 @@ def check_shm(facts: Facts) -> Finding:
     return Finding("/dev/shm", "ok", found)
 
 
+def check_spill(facts: Facts) -> Finding:
+    """There is room for what finds none in memory."""
+    if not facts.spill:
+        return Finding("spill folder", "ok", "none asked about: name a config with arena_full = 'spill'")
+    remedy = "name another folder: arena_spill in [node]"
+    if facts.spill_error:
+        return Finding(
+            "spill folder", "warning", f"{facts.spill}: {facts.spill_error}", f"create or mend it, or {remedy}"
+        )
+    found = f"{facts.spill}: {_mib(facts.spill_free_bytes)} free"
+    if facts.spill_free_bytes < facts.arena_bytes:
+        more = f"{found}: less than the arena's {_mib(facts.arena_bytes)}, so it helps little when that is full"
+        return Finding("spill folder", "warning", more, f"free space there, or {remedy}")
+    if facts.spill_kind in COPY_ON_WRITE:
+        more = f"{found}, on {facts.spill_kind}, where a reservation need not hold: a full disk may kill who writes"
+        return Finding("spill folder", "warning", more, f"use ext4 or XFS, or {remedy}")
+    if facts.spill_kind in IN_MEMORY:
+        more = f"{found}, on {facts.spill_kind}, which is memory too"
+        return Finding("spill folder", "warning", more, f"use a disk, or {remedy}")
+    return Finding("spill folder", "ok", found)
+
+
 def check_remove_ipc(facts: Facts) -> Finding:
     """Nobody removes a running node's shared memory."""
     if not facts.logind:
@@ -191,6 +216,7 @@ CHECKS: tuple[Callable[[Facts], Finding], ...] = (
     check_kernel,
     check_calls,
     check_shm,
+    check_spill,
     check_folder,
     check_files,
     check_processes,

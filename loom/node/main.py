@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from loom import telemetry
+from loom.arena.policy import FullPolicy
 from loom.errors import ArenaFull, LoomError, NodeDown, StartFailed
 from loom.node.folder import SHM, Facts, Folder, boot_id, clear_remains
 from loom.node.plan import SupervisorPlan
@@ -52,6 +53,7 @@ class Boot(msgspec.Struct):
     root: SupervisorPlan
     parent_pid: int = 0
     report_fd: int = -1
+    arena_policy: FullPolicy = FullPolicy()
 
 
 def new_cookie() -> str:
@@ -113,7 +115,7 @@ class NodeProcess:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _interrupt)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # `loom-node up` blocks them
-            clear_remains()
+            clear_remains(boot.arena_policy.spill)
             folder = self._folder = Folder.take(boot.name)
             _check_room(boot.arena_bytes)
             launcher = Launcher(folder.path, arena_name, boot.cookie)
@@ -181,7 +183,7 @@ class NodeProcess:
         boot = self.boot
         loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        arena = Arena.create(arena_name, boot.arena_bytes)
+        arena = Arena.create(arena_name, boot.arena_bytes, boot.arena_policy)
         board = Board.create(arena_name)
         address = Address("node", folder.endpoint, os.getpid(), start_time_of(), 1, 0, arena.participant)
         board.words[rows.STATE], board.words[rows.INCARNATION] = rows.RUNNING_STATE, 1

@@ -221,7 +221,7 @@ class Service:
             await asyncio.sleep(0)  # a segment may have thousands of blocks, the arena a thousand segments
         actors = (child for child in self._site.registry if isinstance(child, ActorChild))
         names = {child.address.pid: child.name for child in actors if child.address}
-        report = tally.report(arena.name, arena.stats(), arena.participants(), arena.in_flight(), names)
+        report = tally.report(arena.name, arena.policy, arena.stats(), arena.participants(), arena.in_flight(), names)
         found: dict[str, Any] = msgspec.to_builtins(report)
         return found
 

@@ -16,7 +16,7 @@ static char name[64];
 
 static loom_arena *make(uint64_t budget) {
     loom_arena *node;
-    CHECK_CODE(loom_arena_create(name, budget, &node), LOOM_OK);
+    CHECK_CODE(loom_arena_create(name, budget, NULL, &node), LOOM_OK);
     return node;
 }
 
@@ -56,7 +56,7 @@ static void test_names_are_checked(void) {
     lengthy[sizeof lengthy - 1] = '\0';
     const char *bad[] = {"", ".", "..", "a/b", "a.b", "a b", "\n", lengthy};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        CHECK_CODE(loom_arena_create(bad[i], MIB, &arena), LOOM_E_USAGE);
+        CHECK_CODE(loom_arena_create(bad[i], MIB, NULL, &arena), LOOM_E_USAGE);
         CHECK_CODE(loom_arena_attach(bad[i], &arena), LOOM_E_USAGE);
         CHECK_CODE(loom_arena_destroy_files(bad[i], &count), LOOM_E_USAGE);
     }
@@ -64,7 +64,7 @@ static void test_names_are_checked(void) {
 
 static void test_open_errors(void) {
     loom_arena *node = make(MIB), *other;
-    CHECK_CODE(loom_arena_create(name, MIB, &other), LOOM_E_EXISTS);
+    CHECK_CODE(loom_arena_create(name, MIB, NULL, &other), LOOM_E_EXISTS);
     CHECK_CODE(loom_arena_attach("loom-test-absent", &other), LOOM_E_NOT_FOUND);
     char path[LOOM_PATH_MAX];
     loom_os_path(path, sizeof path, name, 0);

@@ -26,7 +26,7 @@ static uint64_t odd_number(uint64_t *state) {
 /* Change one or more fields of a good reference: only the good one itself may be accepted, once. */
 static void test_references(uint64_t seed) {
     loom_arena *node, *receiver;
-    CHECK_CODE(loom_arena_create(name, 64 * MIB, &node), LOOM_OK);
+    CHECK_CODE(loom_arena_create(name, 64 * MIB, NULL, &node), LOOM_OK);
     CHECK_CODE(loom_arena_attach(name, &receiver), LOOM_OK);
     loom_view lease, taken;
     CHECK_CODE(loom_arena_lease(node, 5000, &lease), LOOM_OK);
@@ -97,7 +97,7 @@ static void test_tables(uint64_t seed, int rounds) {
     uint64_t state = seed;
     for (int round = 0; round < rounds; round++) {
         loom_arena *arenas[3];
-        CHECK_CODE(loom_arena_create(name, 32 * MIB, &arenas[0]), LOOM_OK);
+        CHECK_CODE(loom_arena_create(name, 32 * MIB, NULL, &arenas[0]), LOOM_OK);
         for (int i = 1; i < 3; i++) CHECK_CODE(loom_arena_attach(name, &arenas[i]), LOOM_OK);
         loom_view views[16] = {{0}};
         loom_reference references[32];

@@ -108,7 +108,7 @@ int main(int count, char **arguments) {
     rounds = count > 1 ? atol(arguments[1]) : 20000;
     snprintf(name, sizeof name, "loom-threads-%d", getpid());
     loom_arena *node;
-    CHECK_CODE(loom_arena_create(name, 24 << 20, &node), LOOM_OK);
+    CHECK_CODE(loom_arena_create(name, 24 << 20, NULL, &node), LOOM_OK);
     CHECK_CODE(loom_arena_attach(name, &shared), LOOM_OK);
     pthread_t threads[THREADS];
     for (uintptr_t i = 0; i < THREADS; i++) CHECK(!pthread_create(&threads[i], NULL, work, (void *)(i + 1)));

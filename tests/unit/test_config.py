@@ -158,7 +158,11 @@ def test_misspelt_word() -> None:
     [
         ("[nodes]", "$.nodes", "did you mean 'node'?"),
         ("[node]\nnam = 'a'", "$.node.nam", "did you mean 'name'?"),
-        ("[node]\nzzz = 'a'", "$.node.zzz", "the keys here are name, arena, path"),
+        (
+            "[node]\nzzz = 'a'",
+            "$.node.zzz",
+            "the keys here are name, arena, arena_full, arena_wait_s, arena_spill, path",
+        ),
         ("[supervisor]\nstrat = 1\nstrategi = 'x'", "$.supervisor.strat", "did you mean 'strategy'?"),
         ("[[supervisor.children]]", "$.supervisor.children", "did you mean 'child'?"),
         ("[supervisor.backoff]\nbase = 1", "$.supervisor.backoff.base", "did you mean 'base_s'?"),
