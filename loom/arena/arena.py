@@ -147,14 +147,15 @@ class Arena:
         except _native.Error as error:
             raise failure(error, "count copied bytes") from None
 
-    def collect(self) -> None:
+    def collect(self) -> int:
         """Reclaim resolved references and freed blocks now, and give back segments that idled for 10 s.
 
         A process that neither leases nor sends should call this now and then: the hold behind a delivered reference
         ends when its sender looks, and a segment that others are short of is given back when its owner looks.
+        Returns: own references in flight, and own blocks that are spilled: what is worth another look soon.
         """
         try:
-            self._handle.collect()
+            return self._handle.collect()
         except _native.Error as error:
             raise failure(error, "collect") from None
 
