@@ -122,7 +122,7 @@ static void test_participant_slots(void) {
     CHECK_CODE(loom_arena_accept(arenas[1], &reference, &taken), LOOM_OK);
     loom_arena_release(&view);
     CHECK(all(&taken, 9));
-    loom_arena_collect(arenas[1023]);
+    loom_arena_collect(arenas[1023], NULL);
     CHECK(stats_of(node).blocks == 1);
     loom_arena_release(&taken);
     CHECK(stats_of(node).blocks == 0);
@@ -364,7 +364,7 @@ static void move_hold(int step) {
     CHECK_CODE(loom_arena_send(move.from, move.held.data, move.held.size, move.to->me, &reference), LOOM_OK);
     CHECK_CODE(loom_arena_accept(move.to, &reference, &move.taken), LOOM_OK);
     CHECK_CODE(loom_arena_release(&move.held), LOOM_OK);
-    CHECK_CODE(loom_arena_collect(move.from), LOOM_OK);
+    CHECK_CODE(loom_arena_collect(move.from, NULL), LOOM_OK);
 }
 
 static void test_a_hold_that_moves_behind_the_scan_is_seen(void) {
@@ -378,7 +378,7 @@ static void test_a_hold_that_moves_behind_the_scan_is_seen(void) {
     CHECK_CODE(loom_arena_accept(arenas[699], &reference, &move.held), LOOM_OK);
     move.from = arenas[699];
     move.to = arenas[1];
-    CHECK_CODE(loom_arena_collect(arenas[2]), LOOM_OK);
+    CHECK_CODE(loom_arena_collect(arenas[2], NULL), LOOM_OK);
     loom_arena_step_hook = move_hold;
     CHECK_CODE(loom_arena_release(&lease), LOOM_OK); /* scans */
     loom_arena_step_hook = NULL;

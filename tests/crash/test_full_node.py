@@ -135,7 +135,7 @@ def test_an_answer_waits_no_longer_than_its_call() -> None:
     with loom.Node(arena="4MiB", arena_wait_s=3600) as node:
         full_of(node)
         maker = node.spawn(Holder, name="maker")
-        with pytest.raises((CallTimeout, RemoteError), match="before its deadline|ArenaFull"):  # whichever is first
+        with pytest.raises((CallTimeout, RemoteError), match=r"before its deadline|ArenaFull"):  # whichever is first
             maker.make.options(timeout_s=0.3)(100_000).result()
         assert maker.sums().result(timeout_s=GENEROUS_S) == []  # it waits for room no more
 
