@@ -102,9 +102,8 @@ class Arena:
         `data` is any contiguous buffer, or a list of bytes to be sent as one. When a buffer lies in a block that this
         process holds, the reference is to that range; otherwise its bytes are copied into a block that lives by the
         reference alone. By convention memory that was sent is not written any more. `receiver`: a participant index, or
-        None for whoever gets the message. When
-        there is no room the node's policy says what happens; `deadline`: that of the message, monotonic seconds, 0 for
-        none; `timeout_s`, if given, how long to wait whatever the policy.
+        None for whoever gets the message. When there is no room the node's policy says what happens; `deadline`: that
+        of the message, monotonic seconds, 0 for none; `timeout_s`, if given, how long to wait whatever the policy.
         Returns: (reference, copied).
         Raises: ArenaFull (L3003) when there is no room in that time; StaleReference (L2009) when nobody takes part
             under the receiver's index; BufferError when `data` is not contiguous.
@@ -148,14 +147,15 @@ class Arena:
         except _native.Error as error:
             raise failure(error, "count copied bytes") from None
 
-    def collect(self) -> None:
+    def collect(self) -> int:
         """Reclaim resolved references and freed blocks now, and give back segments that idled for 10 s.
 
         A process that neither leases nor sends should call this now and then: the hold behind a delivered reference
         ends when its sender looks, and a segment that others are short of is given back when its owner looks.
+        Returns: own references in flight, and own blocks that are spilled: what is worth another look soon.
         """
         try:
-            self._handle.collect()
+            return self._handle.collect()
         except _native.Error as error:
             raise failure(error, "collect") from None
 
@@ -260,8 +260,8 @@ class Arena:
     def _wait_to_send(
         self, data: Buffer | list[bytes], receiver: int | None, code: int, timeout_s: float | None, deadline: float
     ) -> tuple[Reference, bool]:
-        size_bytes = sum(map(len, data)) if isinstance(data, list) else memoryview(data).nbytes
         start = monotonic()
+        size_bytes = sum(map(len, data)) if isinstance(data, list) else memoryview(data).nbytes
         pause_s, until = _FIRST_PAUSE_S, self._until(start, code, timeout_s, deadline)
         while (now := monotonic()) < until and not self._is_hopeless(size_bytes, code):
             pause_s = _pause(pause_s, until - now)

@@ -545,9 +545,10 @@ int loom_arena_count_copied(loom_arena *arena, uint64_t bytes);
 
 /* Reclaim resolved tokens and freed blocks now; unmap segments that are gone; give wholly free segments back when
  * somebody found no room since the last call, or when they idled for 10 s (one of the first size is kept). Processes
- * that idle should call this now and then: the hold of a delivered reference ends when its sender looks. OK,
+ * that idle should call this now and then: the hold of a delivered reference ends when its sender looks. `open`
+ * (NULL for nobody): own references in flight, and own blocks that are spilled: what is worth another look soon. OK,
  * E_FORKED, E_CLOSED. */
-int loom_arena_collect(loom_arena *arena);
+int loom_arena_collect(loom_arena *arena, uint64_t *open);
 
 /* Collect, then give back every wholly free own segment. `bytes`: data bytes given back. OK, E_FORKED, E_CLOSED. */
 int loom_arena_trim(loom_arena *arena, uint64_t *bytes);

@@ -177,7 +177,8 @@ void loom_pressure_locked(loom_arena *arena) {
     loom_trim_locked(arena, false);
 }
 
-int loom_arena_collect(loom_arena *arena) {
+int loom_arena_collect(loom_arena *arena, uint64_t *open) {
+    if (open) *open = 0;
     int code = loom_enter(arena);
     if (code) return code;
     loom_tokens_poll_locked(arena, UINT32_MAX);
@@ -185,6 +186,9 @@ int loom_arena_collect(loom_arena *arena) {
     loom_maps_refresh_locked(arena);
     loom_pressure_locked(arena);
     loom_trim_locked(arena, true);
+    if (open) *open = arena->flying_count;
+    for (uint32_t i = 0; open && i < arena->own_count; i++)
+        if (arena->own[i]->spilled) *open += arena->own[i]->leased;
     loom_leave(arena);
     return LOOM_OK;
 }

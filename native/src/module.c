@@ -394,10 +394,10 @@ static PyObject *handle_sweep(Handle *self, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *handle_collect(Handle *self, PyObject *Py_UNUSED(ignored)) {
     int code;
+    uint64_t open = 0;
     if (!handle_ready(self)) return NULL;
-    UNLOCKED(self, code = loom_arena_collect(self->arena));
-    if (code) return raise_code(self->error, code);
-    Py_RETURN_NONE;
+    UNLOCKED(self, code = loom_arena_collect(self->arena, &open));
+    return code ? raise_code(self->error, code) : PyLong_FromUnsignedLongLong(open);
 }
 
 static PyObject *handle_trim(Handle *self, PyObject *Py_UNUSED(ignored)) {
@@ -566,7 +566,7 @@ static PyMethodDef handle_methods[] = {
     {"reap", (PyCFunction)(void (*)(void))handle_reap, METH_FASTCALL,
      "reap(participant, revoke) -> references in flight"},
     {"sweep", (PyCFunction)handle_sweep, METH_NOARGS, "sweep()"},
-    {"collect", (PyCFunction)handle_collect, METH_NOARGS, "collect()"},
+    {"collect", (PyCFunction)handle_collect, METH_NOARGS, "collect() -> references and spilled blocks for which to look again"},
     {"trim", (PyCFunction)handle_trim, METH_NOARGS, "trim() -> bytes given back"},
     {"destroy", (PyCFunction)handle_destroy, METH_NOARGS, "destroy()"},
     {"stats", (PyCFunction)handle_stats, METH_NOARGS, "stats() -> the fields of loom_stats, in order"},
