@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loom import arena, errors
-    from loom.actor.actor import Actor
+    from loom.actor.actor import Actor, Ignore
     from loom.actor.ref import ActorRef
     from loom.actor.reply import Reply
     from loom.node.client import Client, Node, connect
-    from loom.supervise.spec import BackoffSpec, ChildSpec, LimitsSpec, MailboxSpec, SupervisorSpec
+    from loom.node.supervisor_ref import SupervisorRef
+    from loom.supervise.spec import BackoffSpec, ChildSpec, LimitsSpec, MailboxSpec, SnapshotSpec, SupervisorSpec
 
 __version__ = "0.1.0"
 
@@ -38,10 +39,13 @@ _HOMES = {
     "BackoffSpec": "loom.supervise.spec",
     "ChildSpec": "loom.supervise.spec",
     "Client": "loom.node.client",
+    "Ignore": "loom.actor.actor",
     "LimitsSpec": "loom.supervise.spec",
     "MailboxSpec": "loom.supervise.spec",
     "Node": "loom.node.client",
     "Reply": "loom.actor.reply",
+    "SnapshotSpec": "loom.supervise.spec",
+    "SupervisorRef": "loom.node.supervisor_ref",
     "SupervisorSpec": "loom.supervise.spec",
     "connect": "loom.node.client",
 }
@@ -52,10 +56,13 @@ __all__ = [
     "BackoffSpec",
     "ChildSpec",
     "Client",
+    "Ignore",
     "LimitsSpec",
     "MailboxSpec",
     "Node",
     "Reply",
+    "SnapshotSpec",
+    "SupervisorRef",
     "SupervisorSpec",
     "arena",
     "connect",

@@ -85,6 +85,21 @@ class InputError(LoomError):
     code = "L1009"
 
 
+class ChildError(LoomError):
+    """A supervisor refuses what it was asked to do with a child.
+
+    `reason`, in OTP's words: "already_present" (a child of that name is here, and stopped), "already_started" (and is
+    not), "running" or "restarting" (it is not stopped), "simple_one_for_one" (not with a child made from a template),
+    "not_running" (the supervisor itself is down, or not up yet). A child that is not here is ActorNotFound.
+    """
+
+    code = "L1010"
+
+    def __init__(self, text: str, *, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 # --- L2xxx: the peer ---------------------------------------------------------------------------------------------
 
 
@@ -182,6 +197,12 @@ class ArenaFull(LoomError):
     """No room for a block: the node's budget or /dev/shm is used up. The text has the numbers and the remedy."""
 
     code = "L3003"
+
+
+class StoreError(LoomError):
+    """The store of the actors' state cannot be made, read or written. What was saved before it is untouched."""
+
+    code = "L3004"
 
 
 # --- L9xxx: Loom itself ------------------------------------------------------------------------------------------

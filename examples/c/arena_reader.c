@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PATH_SIZE (LOOM_NAME_MAX + 64)
+#define PATH_SIZE (LOOM_SPILL_SIZE + 64)
 
 /* --- Files ------------------------------------------------------------------------------------------------------ */
 
@@ -204,6 +204,16 @@ static int map_parts(struct arena_hold *hold, int fd, const struct loom_segment 
     return LOOM_E_OS;
 }
 
+/* "<spill>/<sequence>": `spilled` is read after the sequence. The folder is the same for as long as the arena lives. */
+static void segment_path(const struct arena *arena, const struct loom_segment_entry *entry, uint64_t sequence,
+                         char path[PATH_SIZE]) {
+    const struct loom_control *control = (const struct loom_control *)(const void *)arena->control;
+    if (atomic_load_explicit(&entry->spilled, memory_order_relaxed))
+        snprintf(path, PATH_SIZE, "%.*s/%llu", (int)LOOM_SPILL_SIZE, control->spill, (unsigned long long)sequence);
+    else
+        snprintf(path, PATH_SIZE, "/dev/shm/%s.%llu", arena->name, (unsigned long long)sequence);
+}
+
 /* Step 2: "the entry is LIVE or ORPHANED, the file as long as its header says" */
 static int map_segment(const struct arena *arena, struct arena_hold *hold) {
     struct loom_segment_entry *entry = entry_of(arena, hold->segment);
@@ -211,7 +221,7 @@ static int map_segment(const struct arena *arena, struct arena_hold *hold) {
     uint64_t sequence = atomic_load_explicit(&entry->sequence, memory_order_acquire);
     if ((state != LOOM_SEGMENT_LIVE && state != LOOM_SEGMENT_ORPHANED) || !sequence) return LOOM_E_STALE;
     char path[PATH_SIZE];
-    snprintf(path, sizeof path, "/dev/shm/%s.%llu", arena->name, (unsigned long long)sequence);
+    segment_path(arena, entry, sequence, path);
     int fd;
     uint64_t size;
     int code = open_file(path, &fd, &size);

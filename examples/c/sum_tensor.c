@@ -23,7 +23,8 @@ struct answer {
     zmq_msg_t frames[MAX_FRAMES]; /* the header, the body unless it is in there, buffers that do not go by reference */
     size_t count;
     size_t buffers_from;   /* index of the first frame that is a buffer */
-    struct mp_reader body; /* a small body is the header's field `body` */
+    struct mp_reader body; /* a small body is the header's field `body`; a large one the last of the buffers */
+    int body_in_buffers;
 };
 
 static int complain(const char *format, ...) {
@@ -57,7 +58,10 @@ static int receive(void *socket, struct answer *answer) {
         if (zmq_msg_recv(message, socket, 0) < 0) return complain("no answer: %s", zmq_strerror(zmq_errno()));
     } while (zmq_msg_more(&answer->frames[answer->count - 1]));
     answer->buffers_from = 1;
+    struct mp_reader bulk;
     if (mp_find(frame(answer, 0), "body", &answer->body)) return 0;
+    answer->body_in_buffers = mp_find(frame(answer, 0), "bulk_body", &bulk); /* left out when it is false */
+    if (answer->body_in_buffers) return 0;
     if (answer->count < 2) return complain("the answer has no body");
     answer->buffers_from = 2;
     answer->body = frame(answer, 1);
@@ -148,7 +152,7 @@ struct buffers {
     size_t count;
 };
 
-static int take_buffers(struct arena *arena, const struct answer *answer, struct buffers *buffers) {
+static int take_buffers(struct arena *arena, struct answer *answer, struct buffers *buffers) {
     struct mp_reader at;
     size_t next_frame = answer->buffers_from;
     if (!mp_find(frame(answer, 0), "buffers", &at)) return 0; /* a field at its default is left out */
@@ -174,6 +178,11 @@ static int take_buffers(struct arena *arena, const struct answer *answer, struct
             return complain("header: buffer %llu is neither nil, with a frame, nor a reference", (unsigned long long)i);
         }
         buffers->count++;
+    }
+    if (answer->body_in_buffers) {
+        if (!buffers->count) return complain("the answer has no body");
+        const struct arena_view *last = &buffers->views[buffers->count - 1];
+        answer->body = (struct mp_reader){last->data, last->data + last->size};
     }
     return 0;
 }

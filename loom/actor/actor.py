@@ -13,8 +13,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loom.actor.context import Context
 
-HOOKS = frozenset(("on_start", "on_stop", "on_event", "snapshot", "restore", "ctx", "topics"))
+HOOKS = frozenset(
+    (
+        "on_start",
+        "on_stop",
+        "on_event",
+        "on_down",
+        "on_exit_signal",
+        "snapshot",
+        "restore",
+        "snapshot_version",
+        "ctx",
+        "topics",
+        "trap",
+    )
+)
 """Names that are the runtime's: never called by a message."""
+
+
+class Ignore(Exception):
+    """Raised by an actor's `__init__` or `on_start` that does not want to run: `raise loom.Ignore("no work today")`.
+
+    That is no failure. The child keeps its row, without a process, until restart_child; a temporary one is forgotten.
+    """
 
 
 class Actor:
@@ -22,6 +43,9 @@ class Actor:
 
     `self.ctx` is there already in `__init__`, which runs in the actor's own process. An exception in `__init__` or
     `on_start` is a failed start; one in a handler goes to the caller, and the actor lives on.
+
+    A subclass may define `snapshot(self) -> object` and `restore(self, state)`: then its state is saved and given back
+    to the next incarnation, between `__init__` and `on_start`. loom/actor/snapshot.py has the promises.
     """
 
     ctx: Context

@@ -7,6 +7,8 @@ import os
 
 import msgspec
 
+from loom.actor.procfs import stat_of
+
 
 class Address(msgspec.Struct, frozen=True, gc=False):
     """One incarnation: its mailbox and its process.
@@ -26,11 +28,7 @@ class Address(msgspec.Struct, frozen=True, gc=False):
 
 def start_time_of(pid: int | str = "self") -> int:
     """Start time of a process in clock ticks since boot, 0 when there is no such process. Zombies still have one."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
+    return stat_of(pid).start_time
 
 
 def open_pidfd(pid: int, start_time: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from loom.actor import board as rows
 from loom.actor.links import Links
 from loom.actor.mailbox import Mailbox
-from loom.errors import ActorDied, LoomError, NotSendable
+from loom.errors import ActorDied, LoomError, NotSendable, StoreError
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
@@ -35,6 +35,8 @@ class Answers:
     def __init__(self, name: str, mailbox: Mailbox, links: Links, row: int, *, is_node: bool) -> None:
         assert links.board is not None
         self.on_exit: Callable[[int], None] = lambda code: None
+        self.on_done: Callable[[], None] | None = None
+        """Called when a message has been run, before its answer is sent; what it raises is the answer."""
         self._name = name
         self._mailbox = mailbox
         self._links = links
@@ -46,23 +48,46 @@ class Answers:
     def returned(self, message: Message, result: Any) -> None:
         """The handler returned `result`; a result that cannot travel is the handler's error."""
         header = message.header
+        if self.on_done is not None and not self._is_done(message):
+            return
         if header.kind == envelope.CALL:
             try:
                 self.send(message, envelope.REPLY, codec.encode_value(result, header.accept))
             except LoomError as error:
-                self.raised(message, error)
+                self.raised(message, error, is_done=True)
                 return
         self._words[self._at + rows.PROCESSED] += 1
 
-    def raised(self, message: Message, error: BaseException) -> None:
-        """The handler raised."""
+    def ended(self, message: Message) -> None:
+        """The handler's stream has come to its end."""
+        if self.on_done is not None and not self._is_done(message):
+            return
+        self.send(message, envelope.END, PING_BODY)
+        self.count(rows.PROCESSED)
+
+    def _is_done(self, message: Message) -> bool:
+        """Do what is to be done before `message` is answered; False when that failed, and is the answer."""
+        assert self.on_done is not None
+        try:
+            self.on_done()
+        except BaseException as error:
+            self._failed(message, error)
+            return False
+        return True
+
+    def raised(self, message: Message, error: BaseException, *, is_done: bool = False) -> None:
+        """The handler raised. `is_done`: `on_done` was called for this message."""
+        if is_done or self.on_done is None or self._is_done(message):
+            self._failed(message, error)
+
+    def _failed(self, message: Message, error: BaseException) -> None:
         header = message.header
         self.count(rows.FAILED)
         if isinstance(error, SystemExit):
             died = ActorDied(f"actor {self._name!r} ended itself in {header.name!r}", started=True, cause="SystemExit")
             self.refuse(message, died)
             self.on_exit(error.code if isinstance(error.code, int) else int(error.code is not None))
-        elif self._is_node and isinstance(error, LoomError):
+        elif isinstance(error, StoreError) or (self._is_node and isinstance(error, LoomError)):
             self.refuse(message, error)
         elif header.kind == envelope.CALL:
             if isinstance(error, NotSendable):
@@ -107,7 +132,7 @@ class Answers:
         """Send one answer; False when the caller is gone. Raises: ArenaFull (L3003)."""
         header = message.header
         answer = Envelope(self._links.next_id(), kind, sender=self._name, correlation_id=header.id)
-        parts = frames.pack(answer, body, self._arena, header.participant)
+        parts = frames.pack(answer, body, self._arena, header.participant, header.deadline)
         if self._mailbox.send([*message.route, *parts]):
             if answer.buffers:
                 self._links.collect_soon()

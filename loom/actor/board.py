@@ -1,8 +1,8 @@
 """The status board: one shared-memory row for every actor, readable by anyone at no cost to the actor.
 
 A file `/dev/shm/<arena>.board`: ROWS rows of 32 little-endian 64-bit words. The node owns the words STATE, INCARNATION,
-PID and START; the actor's process owns the rest, and is their only writer. Single words are written whole, so a
-reader never sees half of one; words are not a snapshot together.
+PID, START, SLOW and MEMORY_WARNINGS; the actor's process owns the rest, and is their only writer. Single words are
+written whole, so a reader never sees half of one; words are not a snapshot together.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ WORDS = 32
 STATE, INCARNATION, PID, START = 0, 1, 2, 3
 DEPTH, SINCE_NS, LAST_ID = 4, 5, 6
 RECEIVED, PROCESSED, FAILED, REJECTED, EXPIRED, DEAD_LETTERED, RUNNING = 7, 8, 9, 10, 11, 12, 13
+PROGRESS_NS, PONG, BEAT, SLOW = 22, 23, 24, 25  # heartbeat.py, and the node's watchdog
+MEMORY_WARNINGS = 26
+
+OF_ONE_INCARNATION = (DEPTH, SINCE_NS, LAST_ID, RUNNING, PROGRESS_NS, PONG, BEAT)
+"""Words that say nothing of the next incarnation; the others go on from one to the next."""
 
 FREE, STARTING, RUNNING_STATE, STOPPING, DOWN = range(5)
 STATES = ("free", "starting", "running", "stopping", "down")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One actor's figures. `since_s` is how long the current message has been running, 0.0 when idle.
+    """One actor's figures. `since_s` is how long the current message has been running, 0.0 when idle; `slow` how many
+    messages its watchdog found slow, `memory_warnings` how often it exceeded its soft limit.
 
     received = processed + failed + rejected + expired + dead_lettered + depth + running, whenever the actor is at rest.
     """
@@ -44,6 +50,8 @@ class Row(msgspec.Struct, frozen=True):
     expired: int
     dead_lettered: int
     running: int
+    slow: int
+    memory_warnings: int
 
 
 class Board:
@@ -100,6 +108,8 @@ class Board:
             expired=word[EXPIRED],
             dead_lettered=word[DEAD_LETTERED],
             running=word[RUNNING],
+            slow=word[SLOW],
+            memory_warnings=word[MEMORY_WARNINGS],
         )
 
     def clear(self, index: int) -> None:

@@ -321,7 +321,7 @@ class Channel:
         """Lock held: wake the threads that wait for `reply`, and queue its callbacks."""
         if reply.wakers:
             own = self._links.waker()
-            for waker in reply.wakers:
+            for waker in tuple(reply.wakers):  # a thread may leave the set under another channel's lock
                 if waker != own:
                     os.eventfd_write(waker, 1)
         if reply.callbacks:
@@ -371,7 +371,7 @@ class Channel:
             self._links.channels.discard(self)
             for reply in orphans:
                 reply.channel = heir
-                for waker in reply.wakers:
+                for waker in tuple(reply.wakers):  # a thread may leave the set under another channel's lock
                     os.eventfd_write(waker, 1)
             pidfd, self._pidfd = self._pidfd, None
             if pidfd is not None:

@@ -2,7 +2,8 @@
 
 It runs in a process that the zygote has just forked. It ties its life to the node's, says hello on its control socket,
 makes the actor, says that it started (or why not), and receives until it is told to stop. The control socket carries
-small MessagePack maps: {"hello"}, {"started"} and {"failed"} to the node, {"stop"} from it.
+small MessagePack maps: {"hello"}, {"started"}, {"ignored"} and {"failed"} to the node, {"stop"}, {"ping"} and
+{"exit_signal"} from it.
 """
 
 from __future__ import annotations
@@ -26,20 +27,24 @@ import uvloop
 
 from loom import arena as arenas
 from loom import telemetry
-from loom.actor.actor import Actor, table_of
+from loom.actor import limits, tag
+from loom.actor.actor import Actor, Ignore, table_of
 from loom.actor.address import Address, start_time_of
 from loom.actor.board import Board
 from loom.actor.context import Context
+from loom.actor.heartbeat import Heartbeat
+from loom.actor.limits import Limits
 from loom.actor.links import Links
 from loom.actor.mailbox import Mailbox
 from loom.actor.receive import Receiver
+from loom.actor.snapshot import Keeping, Snapshots, has_state
 from loom.actor.verbs import Verbs
 from loom.arena import Arena
-from loom.errors import ActorImportError
+from loom.errors import ActorImportError, LoomError
 from loom.wire import codec, failures
 
 _libc = ctypes.CDLL(None)  # loaded here, in the zygote, for every actor
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_PTRACER = 1, 15, 0x59616D61
 
 FAILED_START = 70
 """Exit code of a process whose actor could not be made (EX_SOFTWARE of sysexits.h)."""
@@ -53,7 +58,8 @@ class Order(msgspec.Struct):
     """All that a process needs to become one incarnation; travels from the node in a sealed memfd.
 
     `target` is "module:Class", or empty when `pickled` holds the class itself. `pickled` is a pickle of
-    (class or None, args, kwargs).
+    (class or None, args, kwargs), `further` one of (None, args, kwargs) that come on top, or empty. `watchdog_s`,
+    `start_s`: None for no limit. `cgroup`: the folder of its control group, "" for none.
     """
 
     name: str
@@ -65,8 +71,24 @@ class Order(msgspec.Struct):
     cookie: str
     pickled: bytes
     target: str = ""
+    further: bytes = b""
     path: list[str] = []
     capacity: int = 1000
+    watchdog_s: float | None = None
+    start_s: float | None = None
+    limits: Limits = limits.NONE
+    cgroup: str = ""
+    keeping: Keeping | None = None
+
+    @property
+    def tag(self) -> str:
+        """No other incarnation on the node has it: the last part of its mailbox's endpoint."""
+        return self.endpoint.rpartition("/")[2]
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the node looks for hangs of it."""
+        return self.watchdog_s is not None or self.start_s is not None
 
 
 class Control:
@@ -75,12 +97,17 @@ class Control:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], fds: list[int] = []) -> None:  # noqa: B006 (not changed)
         """Tell the node something; a node that is gone is no error here, its death ends this process anyway."""
         try:
-            self.socket.send(msgspec.msgpack.encode(message))
+            socket.send_fds(self.socket, [msgspec.msgpack.encode(message)], fds)
         except OSError:
             pass
+
+    def fail(self, error: BaseException, text: str) -> None:
+        """Tell the node which exception ends this process; `text` is its traceback."""
+        brief = f"{type(error).__qualname__}: {failures.message_of(error)}"[:BRIEF_CHARS]
+        self.send({"failed": text, "brief": brief})
 
     def receive(self) -> dict[str, Any] | None:
         """The node's next message; None when the node is gone."""
@@ -96,15 +123,17 @@ class Control:
 def main(control_fd: int, order_fd: int, parent: int) -> NoReturn:
     """Be one incarnation of an actor. `parent`: the process that forked this one, and exits right away."""
     code = 1
+    control = Control(socket.socket(fileno=control_fd))
     try:
-        control = Control(socket.socket(fileno=control_fd))
         order = _read(order_fd)
         _tie_to_node(order.node.pid, parent)
         code = _live(order, control)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException as error:
-        sys.stderr.write(failures.traceback_of(error))
+        text = failures.traceback_of(error)
+        sys.stderr.write(text)
+        control.fail(error, text)
     finally:
         try:
             atexit._run_exitfuncs()
@@ -141,8 +170,10 @@ def _tie_to_node(node_pid: int, parent: int) -> None:
 def _settle_in(order: Order) -> None:
     """Make this fork of the zygote a process of its own."""
     _libc.prctl(_PR_SET_NAME, f"loom:{order.name}"[:15].encode(), 0, 0, 0)
+    _libc.prctl(_PR_SET_PTRACER, order.node.pid, 0, 0, 0)  # Yama would keep the node's py-spy from looking at it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tag.put(order.cookie, order.tag)
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
@@ -158,31 +189,48 @@ def _settle_in(order: Order) -> None:
 def _live(order: Order, control: Control) -> int:
     """From the sockets to the exit code."""
     _settle_in(order)
+    if order.limits != limits.NONE:
+        try:
+            limits.put_on(order.limits, order.cgroup)
+        except LoomError as error:
+            control.send({"failed": str(error), "brief": str(error)})
+            return FAILED_START
     arena = Arena.attach(order.arena)
     arenas.use(arena)
     board = Board.attach(order.arena)
     links = Links(order.node, arena, board, owner=order.name)
     mailbox = Mailbox(links.context, order.endpoint)
-    control.send({"hello": os.getpid(), "start": start_time_of(), "participant": arena.participant})
+    heartbeat = Heartbeat(board.words, order.row)
+    fds = heartbeat.start() if order.is_watched else []
+    control.send({"hello": os.getpid(), "start": start_time_of(), "participant": arena.participant}, fds)
+    if fds:
+        os.close(fds[0])
 
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     verbs = Verbs(links)
-    life = _Life(loop, control)
-    context = Context(order.name, order.incarnation, links, verbs, life.stop)
+    life = _Life(loop, control, heartbeat.pong)
+    context = Context(order.name, order.incarnation, links, verbs, life.stop, heartbeat.progress)
     try:
         actor = _make(order, context)
+        snapshots = _restored(order, actor)
+        context.snapshots = snapshots
         started = actor.on_start()
         if started is not None:
             loop.run_until_complete(started)
+    except Ignore as why:
+        control.send({"ignored": failures.message_of(why)[:BRIEF_CHARS]})
+        return 0
     except BaseException as error:
         skip = 2 if not isinstance(error, ActorImportError) else 0
-        text = failures.traceback_of(error, skip)
-        brief = f"{type(error).__qualname__}: {failures.message_of(error)}"[:BRIEF_CHARS]
-        control.send({"failed": text, "brief": brief})
+        control.fail(error, failures.traceback_of(error, skip))
         return FAILED_START
     receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
     receiver.answers.on_exit = life.exit
+    if snapshots is not None:
+        snapshots.start(loop)
+        if snapshots.counts_messages:
+            receiver.answers.on_done = snapshots.message_done
     life.on_end = receiver.hold
     receiver.start(loop)
     control.send({"started": True})
@@ -190,7 +238,7 @@ def _live(order: Order, control: Control) -> int:
     loop.add_reader(control.socket.fileno(), life.listen)
     reason = loop.run_until_complete(life.ended)
     loop.remove_reader(control.socket.fileno())
-    code = loop.run_until_complete(_end(actor, receiver, reason, life.code))
+    code = loop.run_until_complete(_end(actor, receiver, snapshots, control, reason, life.code))
     mailbox.close()
     links.close()
     return code
@@ -199,11 +247,12 @@ def _live(order: Order, control: Control) -> int:
 class _Life:
     """How this process is told to end: by the node, by its own code, or by the node's death."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, control: Control) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, control: Control, pong: Callable[[int], None]) -> None:
         self.ended: asyncio.Future[str] = loop.create_future()
         self.code = 0
         self.on_end: Callable[[], None] = lambda: None
         self._control = control
+        self._pong = pong
 
     def stop(self, reason: str) -> None:
         """End with `on_stop(reason)` and exit code 0."""
@@ -223,16 +272,28 @@ class _Life:
             os._exit(1)
         if "stop" in message:
             self.stop(str(message["stop"]))
+        elif "ping" in message:
+            self._pong(message["ping"])
 
 
-async def _end(actor: Actor, receiver: Receiver, reason: str, code: int) -> int:
+async def _end(
+    actor: Actor, receiver: Receiver, snapshots: Snapshots | None, control: Control, reason: str, code: int
+) -> int:
     await receiver.stop()
+    if snapshots is not None and code == 0:  # an actor that ends with an error does not vouch for its state
+        try:
+            snapshots.stop()
+        except BaseException as error:
+            telemetry.log.error("its last snapshot was not saved:\n%s", failures.traceback_of(error, 1))
+            code = code or 1
     try:
         stopped = actor.on_stop(reason)
         if stopped is not None:
             await stopped
     except BaseException as error:
-        telemetry.log.error("on_stop raised:\n%s", failures.traceback_of(error, 1))
+        text = failures.traceback_of(error, 1)
+        telemetry.log.error("on_stop raised:\n%s", text)
+        control.fail(error, text)
         return code or 1
     return code
 
@@ -244,12 +305,24 @@ def _make(order: Order, context: Context) -> Actor:
         _, args, kwargs = codec.decode_value("pickle", order.pickled)
     else:
         cls, args, kwargs = pickle.loads(order.pickled)
+    if order.further:
+        _, more, named = codec.decode_value("pickle", order.further)
+        args, kwargs = (*args, *more), {**kwargs, **named}
     if not (isinstance(cls, type) and issubclass(cls, Actor)):
         raise ActorImportError(f"expected a subclass of loom.Actor, got {cls!r}")
     actor = cls.__new__(cls)
     actor.ctx = context
     actor.__init__(*args, **kwargs)  # type: ignore[misc]
     return actor
+
+
+def _restored(order: Order, actor: Actor) -> Snapshots | None:
+    """The actor's snapshots, the last of them given back to it; None when its class keeps none."""
+    if not has_state(type(actor)) or order.keeping is None:
+        return None
+    snapshots = Snapshots(order.name, order.incarnation, actor, order.keeping)
+    snapshots.restore()
+    return snapshots
 
 
 def load(target: str) -> Any:

@@ -12,6 +12,7 @@ from loom.wire.envelope import Envelope
 if TYPE_CHECKING:
     from loom.actor.links import Links
     from loom.actor.ref import ActorRef
+    from loom.actor.snapshot import Snapshots
 
 current: ContextVar[Envelope | None] = ContextVar("loom_message", default=None)
 """The message being handled; each async handler sees its own."""
@@ -20,14 +21,26 @@ current: ContextVar[Envelope | None] = ContextVar("loom_message", default=None)
 class Context:
     """An actor's view of itself, of the message it is handling, and of its node."""
 
-    def __init__(self, name: str, incarnation: int, links: Links, node: Any, stop: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        links: Links,
+        node: Any,
+        stop: Callable[[str], None],
+        progress: Callable[[], None],
+    ) -> None:
         self.name = name
         """The actor's name on its node."""
         self.incarnation = incarnation
         """1 for the first process to bear the name, one more for each restart."""
+        self.snapshots: Snapshots | None = None
+        self.snapshot_version = 0
+        """In `restore`: the `snapshot_version` of the class that took the snapshot. 0: there was none."""
         self._links = links
         self._node = node
         self._stop = stop
+        self._progress = progress
 
     @property
     def ref(self) -> ActorRef:
@@ -64,6 +77,16 @@ class Context:
         found: ActorRef = self._node.lookup(name)
         return found
 
+    def save(self) -> None:
+        """Take a snapshot of this actor's state now; it has been saved when this returns.
+
+        Raises: UsageError (L1008) when the class has no `snapshot`, or the actor has not started yet; StoreError
+        (L3004); NotSendable (L1004); what `snapshot` raises. The last good snapshot stays then.
+        """
+        if self.snapshots is None:
+            raise UsageError("ctx.save(): define snapshot() and restore() first, and save when the actor has started")
+        self.snapshots.save()
+
     def stop(self, reason: str = "normal") -> None:
         """End this actor after the message being handled: `on_stop(reason)` runs, then the process exits with 0.
 
@@ -71,3 +94,10 @@ class Context:
         counts as a restart; a transient one (`ChildSpec(restart="transient")`) does not.
         """
         self._stop(reason)
+
+    def progress(self) -> None:
+        """Say that a long handler, or a long start, gets on: its watchdog begins to count anew.
+
+        Any thread may call it; it costs one write to shared memory. Without `watchdog_s` or `start_s` nobody looks.
+        """
+        self._progress()

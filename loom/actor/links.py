@@ -87,7 +87,8 @@ class Links:
     def collect_soon(self) -> None:
         """References were sent: the blocks behind them are free once their receivers let go and we have looked.
 
-        An event loop looks once a second for a while; a thread looks when it has its next reply.
+        An event loop looks once a second, while any is in flight or spilled and for a while longer; a thread looks when
+        it has a reply.
         """
         self.has_sent = True
         self._collect_until = monotonic() + COLLECT_FOR_S
@@ -97,16 +98,15 @@ class Links:
             loop.call_later(COLLECT_EVERY_S, self._collect_again, loop)
 
     def _collect_again(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._is_collecting = monotonic() < self._collect_until and not self._is_abandoned
-        if self._is_collecting:
+        if not self._is_abandoned:
             self.collect()
+        self._is_collecting = (self.has_sent or monotonic() < self._collect_until) and not self._is_abandoned
+        if self._is_collecting:
             loop.call_later(COLLECT_EVERY_S, self._collect_again, loop)
 
     def collect(self) -> None:
         """Take back what the receivers of our references have let go of."""
-        self.has_sent = False
-        if self.arena is not None and not self.context.closed:
-            self.arena.collect()
+        self.has_sent = self.arena is not None and not self.context.closed and self.arena.collect() > 0
 
     def waker(self) -> int:
         """This thread's eventfd; other threads write to it to end this one's sleep."""

@@ -14,7 +14,7 @@ from types import GeneratorType
 from typing import Any
 
 from loom.actor import board as rows
-from loom.actor.answers import PING_BODY, Answers, Message
+from loom.actor.answers import Answers, Message
 from loom.actor.context import current
 from loom.actor.reply import STREAM_WINDOW
 from loom.errors import ActorDied, LoomError, ProtocolError, Rejected
@@ -172,8 +172,7 @@ class Streams:
         if error is not None:
             self._answers.raised(stream.message, error)
         else:
-            self._answers.send(stream.message, envelope.END, PING_BODY)
-            self._answers.count(rows.PROCESSED)
+            self._answers.ended(stream.message)
 
     def _forget(self, stream: Stream) -> bool:
         """Take a stream out of the books; False when it was out before."""

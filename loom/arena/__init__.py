@@ -3,6 +3,7 @@
 - `arena.py`    Arena: lease, send, accept, reap; one per process, opened after the fork
 - `tensor.py`   empty, share: NumPy arrays that live in the arena
 - `default.py`  use, forget, current: the process's own arena
+- `policy.py`   FullPolicy: what to do when there is no room
 - `stats.py`    ArenaStats, Participant, SegmentInfo, BlockInfo: what an arena says about itself
 - `failure.py`  from the core's return codes to `loom.errors`
 
@@ -10,8 +11,9 @@ The layout, the ownership rules and the memory order are in native/include/loom_
 """
 
 from loom._native import Block
-from loom.arena.arena import Arena, Reference, destroy_files
+from loom.arena.arena import Arena, Reference, clear_spill, destroy_files
 from loom.arena.default import current, forget, use
+from loom.arena.policy import FullPolicy
 from loom.arena.stats import ArenaStats, BlockInfo, Participant, SegmentInfo
 from loom.arena.tensor import empty, share
 
@@ -20,9 +22,11 @@ __all__ = [
     "ArenaStats",
     "Block",
     "BlockInfo",
+    "FullPolicy",
     "Participant",
     "Reference",
     "SegmentInfo",
+    "clear_spill",
     "current",
     "destroy_files",
     "empty",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from loom import _native
 from loom.arena.failure import failure, full
+from loom.arena.policy import FULL, FullPolicy
 from loom.arena.stats import ArenaStats, BlockInfo, Participant, SegmentInfo
 from loom.clock import monotonic
 from loom.errors import UsageError
@@ -29,7 +30,7 @@ _LONGEST_PAUSE_S = 0.005
 class Arena:
     """A handle on one arena. It belongs to the process that opened it: a forked child must attach anew."""
 
-    __slots__ = ("_handle", "budget_bytes", "name", "participant")
+    __slots__ = ("_handle", "budget_bytes", "name", "participant", "policy")
 
     def __init__(self, handle: _native.Handle) -> None:
         self._handle = handle
@@ -37,19 +38,25 @@ class Arena:
         self.participant: int = handle.participant
         """This process's index, 0 for the node."""
         self.budget_bytes: int = handle.budget_bytes
+        self.policy = FullPolicy(FULL[handle.full], handle.wait_s, handle.spill)
+        """What happens when there is no room; its `spill` is the folder of this arena's own files."""
 
     @classmethod
-    def create(cls, name: str, budget_bytes: int) -> Arena:
+    def create(cls, name: str, budget_bytes: int, policy: FullPolicy = FullPolicy()) -> Arena:  # noqa: B008 (frozen)
         """Make the arena `name` and become its participant 0, the node.
 
-        `budget_bytes` bounds the data of all segments; it is reserved as it is needed, not now.
-        Raises: StartFailed (L3001) when the name is taken or the system refuses; ArenaFull (L3003) when /dev/shm has no
-            room for the control file; UsageError (L1008) for a bad name or budget.
+        `budget_bytes` bounds the data of all segments in memory; it is reserved as it is needed, not now. `policy` says
+        what everybody does when there is no room.
+        Raises: StartFailed (L3001) when the name is taken or the system refuses, or the spill folder cannot be used;
+            ArenaFull (L3003) when /dev/shm has no room for the control file; UsageError (L1008) for a bad name, budget
+            or policy.
         """
         if not 0 < budget_bytes < 2**53:
             raise UsageError(f"expected an arena budget between 1 and 2**53 bytes, got {budget_bytes}")
         try:
-            return cls(_native.create(name, budget_bytes))
+            return cls(
+                _native.create(name, budget_bytes, FULL.index(policy.full), round(policy.wait_s * 1e9), policy.spill)
+            )
         except _native.Error as error:
             raise failure(error, f"create arena {name!r}") from None
 
@@ -65,17 +72,18 @@ class Arena:
         except _native.Error as error:
             raise failure(error, f"attach to arena {name!r}") from None
 
-    def lease(self, size_bytes: int, timeout_s: float = 1.0) -> _native.Block:
+    def lease(self, size_bytes: int, timeout_s: float | None = None) -> _native.Block:
         """Reserve one block; it belongs to this process until sent or released.
 
+        When there is no room the node's policy says what happens; `timeout_s`, if given, how long to wait.
         Returns: a writable Block, shape (size_bytes,), uint8, 64-byte aligned; its bytes are whatever was there before.
-        Raises: ArenaFull (L3003) when no block is freed within timeout_s.
+        Raises: ArenaFull (L3003) when there is no room in that time.
         Source: native/include/loom_arena.h, "Leases".
         """
         try:
             block = self._handle.lease(size_bytes)
             if isinstance(block, int):
-                block = self._wait_for_block(size_bytes, timeout_s)
+                block = self._wait_for_block(size_bytes, block, timeout_s)
             return block
         except _native.Error as error:
             raise failure(error, f"lease {size_bytes} bytes") from None
@@ -83,22 +91,27 @@ class Arena:
             raise UsageError(f"expected a size in [0, 2**64) bytes, got {size_bytes}") from None
 
     def send(
-        self, data: Buffer | list[bytes], receiver: int | None = None, timeout_s: float = 1.0
+        self,
+        data: Buffer | list[bytes],
+        receiver: int | None = None,
+        timeout_s: float | None = None,
+        deadline: float = 0.0,
     ) -> tuple[Reference, bool]:
         """Make a reference to the bytes of `data` for one message.
 
         `data` is any contiguous buffer, or a list of bytes to be sent as one. When a buffer lies in a block that this
         process holds, the reference is to that range; otherwise its bytes are copied into a block that lives by the
         reference alone. By convention memory that was sent is not written any more. `receiver`: a participant index, or
-        None for whoever gets the message.
+        None for whoever gets the message. When there is no room the node's policy says what happens; `deadline`: that
+        of the message, monotonic seconds, 0 for none; `timeout_s`, if given, how long to wait whatever the policy.
         Returns: (reference, copied).
-        Raises: ArenaFull (L3003) when no room is found within timeout_s; StaleReference (L2009) when nobody takes part
+        Raises: ArenaFull (L3003) when there is no room in that time; StaleReference (L2009) when nobody takes part
             under the receiver's index; BufferError when `data` is not contiguous.
         """
         try:
             sent = self._handle.send(data, _native.ANY if receiver is None else receiver)
             if isinstance(sent, int):
-                sent = self._wait_to_send(data, receiver, timeout_s)
+                sent = self._wait_to_send(data, receiver, sent, timeout_s, deadline)
             return sent
         except _native.Error as error:
             raise failure(error, f"send to participant {receiver}") from None
@@ -134,14 +147,15 @@ class Arena:
         except _native.Error as error:
             raise failure(error, "count copied bytes") from None
 
-    def collect(self) -> None:
+    def collect(self) -> int:
         """Reclaim resolved references and freed blocks now, and give back segments that idled for 10 s.
 
         A process that neither leases nor sends should call this now and then: the hold behind a delivered reference
         ends when its sender looks, and a segment that others are short of is given back when its owner looks.
+        Returns: own references in flight, and own blocks that are spilled: what is worth another look soon.
         """
         try:
-            self._handle.collect()
+            return self._handle.collect()
         except _native.Error as error:
             raise failure(error, "collect") from None
 
@@ -232,39 +246,66 @@ class Arena:
         state = ", closed" if self._handle.closed else ""
         return f"<Arena {self.name!r} participant {self.participant}{state}>"
 
-    def _wait_for_block(self, size_bytes: int, timeout_s: float) -> _native.Block:
-        pause_s, deadline = _FIRST_PAUSE_S, monotonic() + timeout_s
-        while True:
+    def _wait_for_block(self, size_bytes: int, code: int, timeout_s: float | None) -> _native.Block:
+        start = monotonic()
+        pause_s, until = _FIRST_PAUSE_S, self._until(start, code, timeout_s, 0.0)
+        while (now := monotonic()) < until and not self._is_hopeless(size_bytes, code):
+            pause_s = _pause(pause_s, until - now)
             block = self._handle.lease(size_bytes)
             if not isinstance(block, int):
                 return block
-            if size_bytes > self.budget_bytes or monotonic() >= deadline:
-                raise full(self.name, size_bytes, timeout_s, block, self.stats())
-            pause_s = _pause(pause_s, deadline)
+            code = block
+        raise full(self.name, size_bytes, monotonic() - start, code, self.stats(), self.policy)
 
     def _wait_to_send(
-        self, data: Buffer | list[bytes], receiver: int | None, timeout_s: float
+        self, data: Buffer | list[bytes], receiver: int | None, code: int, timeout_s: float | None, deadline: float
     ) -> tuple[Reference, bool]:
-        pause_s, deadline = _FIRST_PAUSE_S, monotonic() + timeout_s
-        while True:
+        start = monotonic()
+        size_bytes = sum(map(len, data)) if isinstance(data, list) else memoryview(data).nbytes
+        pause_s, until = _FIRST_PAUSE_S, self._until(start, code, timeout_s, deadline)
+        while (now := monotonic()) < until and not self._is_hopeless(size_bytes, code):
+            pause_s = _pause(pause_s, until - now)
             sent = self._handle.send(data, _native.ANY if receiver is None else receiver)
             if not isinstance(sent, int):
                 return sent
-            size_bytes = sum(map(len, data)) if isinstance(data, list) else memoryview(data).nbytes
-            if size_bytes > self.budget_bytes or monotonic() >= deadline:
-                raise full(self.name, size_bytes, timeout_s, sent, self.stats())
-            pause_s = _pause(pause_s, deadline)
+            code = sent
+        raise full(self.name, size_bytes, monotonic() - start, code, self.stats(), self.policy)
+
+    def _until(self, start: float, code: int, timeout_s: float | None, deadline: float) -> float:
+        """Until when there may be another try, monotonic seconds."""
+        if timeout_s is not None:
+            return start + timeout_s
+        policy = self.policy
+        if policy.full == "raise" or (policy.full == "spill" and code == _native.FULL):
+            return 0.0
+        return deadline or start + policy.wait_s
+
+    def _is_hopeless(self, size_bytes: int, code: int) -> bool:
+        """Whether no wait can help: it is more than the budget."""
+        return code == _native.FULL and size_bytes > self.budget_bytes
 
 
-def _pause(pause_s: float, deadline: float) -> float:
-    """Sleep, at most to the deadline; the next pause is twice as long. Freed blocks wake nobody (see the header)."""
-    time.sleep(max(0.0, min(pause_s, deadline - monotonic())))
+def _pause(pause_s: float, left_s: float) -> float:
+    """Sleep, at most for `left_s`; the next pause is twice as long. Freed blocks wake nobody (see the header)."""
+    time.sleep(min(pause_s, left_s))
     return min(pause_s * 2, _LONGEST_PAUSE_S)
 
 
 def destroy_files(name: str) -> int:
-    """Unlink all files of a dead arena. Returns: how many there were."""
+    """Unlink all files of a dead arena, those it spilled too. Returns: how many there were."""
     try:
         return _native.destroy_files(name)
     except _native.Error as error:
         raise failure(error, f"remove the files of arena {name!r}") from None
+
+
+def clear_spill(folder: str) -> int:
+    """Remove what this user's dead arenas left in a folder they spilled to. Returns: how many there were.
+
+    For what `destroy_files` cannot know of any more: after a reboot /dev/shm is empty, and a disk is not.
+    Raises: StartFailed (L3001) when the folder cannot be read.
+    """
+    try:
+        return _native.clear_spill(folder)
+    except _native.Error as error:
+        raise failure(error, f"look for spilled files in {folder!r}") from None

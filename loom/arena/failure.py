@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from loom import _native
+from loom.arena.policy import FullPolicy
 from loom.arena.stats import ArenaStats, human
 from loom.errors import (
     ArenaFull,
@@ -43,20 +44,28 @@ def failure(error: _native.Error, doing: str) -> LoomError:
     return kind(f"cannot {doing}: {text}; {remedy}")
 
 
-def full(name: str, asked_bytes: int, waited_s: float, code: int, stats: ArenaStats) -> ArenaFull:
+def full(name: str, asked_bytes: int, waited_s: float, code: int, stats: ArenaStats, policy: FullPolicy) -> ArenaFull:
     """No room for `asked_bytes` after `waited_s` seconds: who has it, and what to do."""
-    asked = f"arena {name!r} has no room for {human(asked_bytes)} (waited {waited_s:g} s)"
+    asked = f"arena {name!r} has no room for {human(asked_bytes)} (waited {round(waited_s, 3):g} s)"
     numbers = (
         f"budget {human(stats.budget_bytes)}, reserved {human(stats.reserved_bytes)} in {stats.segments} segments, "
         f"in use {human(stats.in_use_bytes)} in {stats.blocks} blocks, {stats.in_flight} references in flight, "
         f"{human(stats.free_bytes)} free in /dev/shm"
     )
+    if policy.spill:
+        numbers += (
+            f", {human(stats.spill_reserved_bytes)} spilled, {human(stats.spill_free_bytes)} free in {policy.spill}"
+        )
     if code == _native.TOKENS:
         remedy = (
             f"one process has at most {_native.TOKEN_LIMIT} references in flight: wait for replies before sending more"
         )
     elif code == _native.SLOTS:
         remedy = f"all {_native.SEGMENTS} segments are taken: lease fewer, larger blocks"
+    elif policy.spill:
+        remedy = (
+            "that disk is full too: free space there, name another folder (`arena_spill` under [node]), or drop arrays"
+        )
     elif asked_bytes > stats.budget_bytes:
         remedy = "it can never fit: raise the node's arena size (`arena` under [node])"
     elif stats.free_bytes < asked_bytes and stats.reserved_bytes + asked_bytes <= stats.budget_bytes:

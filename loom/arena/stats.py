@@ -15,11 +15,11 @@ class ArenaStats(msgspec.Struct, frozen=True):
     budget_bytes: int
     """What all data parts together may take."""
     reserved_bytes: int
-    """What they take now, used or kept warm."""
+    """What they take now in memory, used or kept warm."""
     control_bytes: int
     """Bookkeeping on top of that."""
     in_use_bytes: int
-    """Of blocks that somebody holds."""
+    """Of blocks that somebody holds, spilled ones too."""
     segments: int
     orphaned: int
     """Segments whose owner is gone while others still hold blocks in them."""
@@ -36,6 +36,29 @@ class ArenaStats(msgspec.Struct, frozen=True):
     leases: int
     free_bytes: int
     """Left in /dev/shm."""
+    spilled_blocks: int
+    """Those of `blocks` that lie in the spill folder now."""
+    spilled_bytes: int
+    spill_reserved_bytes: int
+    """What the files there take."""
+    spill_free_bytes: int
+    """Left on the disk of the spill folder, 0 without one."""
+    blocks_spilled: int
+    """Since the start."""
+    bytes_spilled: int
+    reclaimed_bytes: int
+    """Of those blocks."""
+    reclaimed_blocks: int
+    """That were free once the node had taken back what a participant that died, or left, still held of them."""
+    reclaimed_references: int
+    """In flight from such a participant, or to it, and revoked by the node."""
+    reclaimed_segments: int
+    """Of such owners, removed by the node."""
+
+    @property
+    def warm_bytes(self) -> int:
+        """Reserved in memory and not in use: the next lease finds it at no cost."""
+        return max(0, self.reserved_bytes - (self.in_use_bytes - self.spilled_bytes))
 
 
 class Participant(msgspec.Struct, frozen=True):
@@ -62,20 +85,22 @@ class SegmentInfo(msgspec.Struct, frozen=True):
     owner: int
     """The participant that allocates in it; the node's 0 for an orphan."""
     sequence: int
-    """Its file is /dev/shm/<arena>.<sequence>; 0 while there is none."""
+    """Its file is /dev/shm/<arena>.<sequence>, or <sequence> in the spill folder; 0 while there is none."""
     size_bytes: int
     """Of its data part."""
+    spilled: bool = False
+    """Its file is in the spill folder."""
 
     @classmethod
-    def of(cls, row: tuple[int, int, int, int, int]) -> SegmentInfo:
+    def of(cls, row: tuple[int, int, int, int, int, bool]) -> SegmentInfo:
         """From the core's numbers."""
-        index, state, owner, sequence, size_bytes = row
+        index, state, owner, sequence, size_bytes, spilled = row
         known = _SEGMENT_STATES[state] if state < len(_SEGMENT_STATES) else "damaged"
-        return cls(index, known, owner, sequence, size_bytes)
+        return cls(index, known, owner, sequence, size_bytes, spilled)
 
 
 class BlockInfo(msgspec.Struct, frozen=True):
-    """One block that somebody holds. The layout has no time in it, so its age is not known."""
+    """One block that somebody holds."""
 
     segment: int
     index: int
@@ -83,7 +108,9 @@ class BlockInfo(msgspec.Struct, frozen=True):
     """The participant whose segment it lies in."""
     size_bytes: int
     generation: int
-    """Of the lease; rises with each lease in the arena, so the lowest has been held for longest."""
+    """Of the lease; rises with each lease in the arena."""
+    age_s: float
+    """Since the lease, some 10 ms more or less."""
     holders: tuple[int, ...]
     """Participants with a view of it, or with a reference to it in flight."""
 

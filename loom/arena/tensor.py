@@ -28,11 +28,12 @@ def empty(
     """
     import numpy as np
 
-    lengths = (int(shape),) if isinstance(shape, SupportsIndex) else tuple(map(int, shape))
     kind = np.dtype(dtype)
+    # hasattr is all that isinstance(shape, SupportsIndex) asks, and takes 3 us to
+    lengths: tuple[int, ...] = (int(shape),) if hasattr(shape, "__index__") else tuple(map(int, shape))
     if kind.hasobject:
         raise UsageError(f"expected a dtype of plain data, got {kind}: Python objects cannot live in shared memory")
-    if any(length < 0 for length in lengths):
+    if lengths and min(lengths) < 0:
         raise UsageError(f"expected a shape without negative lengths, got {lengths}")
     block = (arena or current()).lease(prod(lengths) * kind.itemsize)
     return np.ndarray(lengths, kind, buffer=memoryview(block))

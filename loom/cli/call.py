@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "values", metavar="ARG", nargs="*", default=[], help="JSON, or else a string; KEY=VALUE passes VALUE by name"
     )
-    parser.add_argument("--timeout", metavar="S", type=_seconds, help="give up after that many seconds; default: never")
+    parser.add_argument(
+        "--timeout", metavar="S", type=running.seconds, help="give up after that many seconds; default: never"
+    )
     parser.add_argument("--full", action="store_true", help="print arrays in full, however large")
     running.add_arguments(
         parser,
@@ -85,13 +86,3 @@ def _print(value: Any, arguments: argparse.Namespace) -> None:
     if text is not None:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds > 0, got {text!r}")
-    return value

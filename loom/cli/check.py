@@ -42,7 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _head(config: NodeConfig) -> str:
     count = sum(child.instances for _, child in walk(config.supervisor) if child.supervisor is None)
+    policy = config.arena_policy
     arena = f"{config.arena_bytes / 2**20:g} MiB"
+    if policy.full != "wait":
+        arena += f", then {policy.full}{f' to {policy.spill}' if policy.spill else ''}"
     return f"{config.file} is fine: node {config.name!r}, {plural(count, 'actor')}, arena {arena}"
 
 

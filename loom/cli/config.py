@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from loom.errors import UsageError
-from loom.node.config import NodeConfig, check_actors, load
+from loom.node.config import NodeConfig, check_actors, check_folders, load
 from loom.supervise.spec import SpecError, check_name
 
 
@@ -22,6 +22,7 @@ def load_checked(file: str, name: str | None = None) -> NodeConfig:
     config = load(Path(file))
     if name is not None:
         config = msgspec.structs.replace(config, name=_checked(name))
+    check_folders(config)
     environ = dict(os.environ)
     try:
         check_actors(config)

@@ -33,6 +33,16 @@ def plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def age(seconds: float) -> str:
+    """Seconds as people read them: "0.3 s", "12 min", "3 h 20 min", "12 days"."""
+    minutes = int(seconds // 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 2 * 1440 else f"{minutes // 1440} days"
+
+
 def size(count_bytes: int) -> str:
     """Bytes as people read them: "3.7 MiB"."""
     return f"{count_bytes / 2**20:.1f} MiB"

@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from loom.actor.verbs import search_path
     from loom.node.main import Boot, command, environment, memfd, new_cookie
     from loom.node.plan import plan_of
+    from loom.node.statefolder import default
 
     cookie = new_cookie()
     root = plan_of(config.supervisor, [*config.path, *search_path()])
@@ -50,7 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         report_fd = os.dup(1)  # not 1 itself: the node keeps its reports to itself, but the actors need an output
         os.set_inheritable(report_fd, True)
-    words = command(memfd(Boot(config.name, cookie, config.arena_bytes, root, report_fd=report_fd)))
+    boot = Boot(
+        config.name,
+        cookie,
+        config.arena_bytes,
+        root,
+        report_fd=report_fd,
+        arena_policy=config.arena_policy,
+        state=config.state or default(config.name),
+        is_state_shared=bool(config.state),
+    )
+    words = command(memfd(boot))
     environ = environment(cookie)
     if arguments.verbose:
         environ.setdefault("LOOM_LOG", "info")

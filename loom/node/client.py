@@ -12,6 +12,7 @@ import os
 import select
 import subprocess
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from loom.actor.links import Links
 from loom.actor.ref import ActorRef
 from loom.actor.verbs import Verbs, search_path
 from loom.arena import Arena
+from loom.arena.policy import Full
 from loom.errors import (
     ActorDied,
     ArenaFull,
@@ -34,13 +36,16 @@ from loom.errors import (
     NodeDown,
     RuntimeFolderError,
     StartFailed,
+    StoreError,
 )
 from loom.node.folder import find
 from loom.node.holdings import ArenaReport
 from loom.node.main import Boot, command, environment, memfd, new_cookie
 from loom.node.plan import plan_of
 from loom.node.stats import NodeStats, Tree
-from loom.supervise.spec import SupervisorSpec, check_name
+from loom.node.supervisor_ref import SupervisorRef, add_supervisor
+from loom.supervise.spec import ROOT, Restart, SupervisorSpec, check_name
+from loom.supervise.stack import Stacks
 
 START_S = 60.0
 """How long a node may take to get ready, its actors' `__init__` included, before it is given up."""
@@ -60,6 +65,11 @@ class Client:
     def endpoint(self) -> str:
         """The node's address: `loom.connect(endpoint)` reaches the same node from elsewhere."""
         return self._links.node.address.endpoint
+
+    @property
+    def pid(self) -> int:
+        """The node process."""
+        return self._links.node.address.pid
 
     def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
         """Start an actor under the root supervisor; returns at once, before its `__init__` has run.
@@ -81,6 +91,39 @@ class Client:
     def stop(self, actor: ActorRef | str) -> None:
         """Stop one actor (or supervisor) for good; returns when it is gone. Raises: ActorNotFound (L1003)."""
         self._verbs.stop_child(actor if isinstance(actor, str) else actor.name)
+
+    def info(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Who the node is: its `name`, `pid`, `endpoint`, `arena`, `state` (a folder) and `uptime_s`.
+
+        Raises: CallTimeout (L2002).
+        """
+        found: dict[str, Any] = self._links.ask_node("info").result(timeout_s)
+        return found
+
+    def stack(self, actor: ActorRef | str) -> Stacks:
+        """What the threads of an actor are at, seen from outside, so that a hung one can be asked about, too.
+
+        Raises: ActorNotFound (L1003), ActorDied (L2001).
+        """
+        name = actor if isinstance(actor, str) else actor.name
+        return msgspec.convert(self._links.ask_node("stack", name).result(), Stacks)
+
+    def supervise(self, spec: SupervisorSpec, name: str | None = None, restart: Restart = "permanent") -> SupervisorRef:
+        """Start one more supervisor, with its children, under the root; returns when all of them run.
+
+        `name`: unique on the node; "supervisor", "supervisor-2" ... when not given. `restart`: what the root does when
+        it gives up. Raises: StartFailed (L3001), NameTaken (L1002), ChildError (L1010), NotSendable (L1004), NodeDown.
+        """
+        if name is not None:
+            check_name("supervise", "name", name)
+        return add_supervisor(self._links, plan_of(spec, search_path(), name or "", restart))
+
+    def supervisor(self, name: str = ROOT) -> SupervisorRef:
+        """A supervisor of the node, to start, stop, restart, delete, list and count its children; by default the root.
+
+        It is looked for when it is used: see SupervisorRef.
+        """
+        return SupervisorRef(self._links, name)
 
     def stats(self) -> NodeStats:
         """Figures of the node, its actors and its arena, as a frozen struct."""
@@ -137,7 +180,11 @@ class Node(Client):
     """A node of this program's own: started here, stopped with the `with` block, dead with the program.
 
     `name`: for `loom-node --node NAME` and `loom.connect(NAME)`; a private one when not given. `arena`: what
-    shared-memory tensors may take in all, as "256MiB" or a number of bytes. `supervisor`: the root supervisor's rules
+    shared-memory tensors may take in all, as "256MiB" or a number of bytes. `arena_full`: what happens when they do:
+    "wait" (the default) until the call's deadline, for `arena_wait_s` (1 s) when it has none; "raise" ArenaFull at
+    once; "spill" to files below the folder `arena_spill` (loom/node/room.py). `state`: the folder that its actors'
+    snapshots are kept in, and found again by a later node; without one they end with this node. `supervisor`: the root
+    supervisor's rules
     and first children; by default one_for_one with 1 restart in 5 s.
     Raises: NameTaken (L1002), ArenaFull (L3003), StartFailed (L3001), ConfigError (L1001).
     """
@@ -147,18 +194,26 @@ class Node(Client):
         name: str | None = None,
         *,
         arena: int | str = "256MiB",
+        arena_full: Full | None = None,
+        arena_wait_s: float | None = None,
+        arena_spill: str | Path | None = None,
+        state: str | os.PathLike[str] | None = None,
         supervisor: SupervisorSpec = SupervisorSpec(),  # noqa: B008 (immutable)
     ) -> None:
         from loom.node.config import size_bytes
+        from loom.node.room import check_spill, full_policy
 
         cookie = new_cookie()
         chosen = f"private-{cookie}" if name is None else name
         check_name("Node", "name", chosen)
         root = plan_of(supervisor, search_path())
         arena_bytes = size_bytes(arena)
+        policy = full_policy(arena_full, arena_wait_s, arena_spill, Path.cwd())
+        check_spill(policy.spill)
         reports, report_fd = os.pipe()
         os.set_inheritable(report_fd, True)
-        boot = Boot(chosen, cookie, arena_bytes, root, os.getpid(), report_fd)
+        folder = "" if state is None else os.path.abspath(os.path.expanduser(state))
+        boot = Boot(chosen, cookie, arena_bytes, root, os.getpid(), report_fd, policy, folder, bool(folder))
         boot_fd = memfd(boot)
         try:
             self._process = subprocess.Popen(
@@ -184,11 +239,6 @@ class Node(Client):
         self._links.why_down = self._reports.why_ended
         self._owner = os.getpid()
         _open_nodes.add(self)
-
-    @property
-    def pid(self) -> int:
-        """The node process."""
-        return self._process.pid
 
     def close(self) -> None:
         """Stop every actor in order, each in its shutdown time, then the node; returns when all is gone."""
@@ -265,7 +315,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 _START_ERRORS: dict[str, type[LoomError]] = {
-    one.code: one for one in (NameTaken, ArenaFull, StartFailed, RuntimeFolderError, ConfigError)
+    one.code: one for one in (NameTaken, ArenaFull, StartFailed, StoreError, RuntimeFolderError, ConfigError)
 }
 
 

@@ -3,6 +3,10 @@
     [node]
     name = "alpha"                       # default "default"
     arena = "256MiB"                     # default; B, KiB, MiB, GiB (1024), KB, MB, GB (1000), or a number of bytes
+    arena_full = "spill"                 # what then? "wait" (default), "raise" or "spill": loom/node/room.py
+    arena_spill = "/var/tmp"             # the folder to spill to, relative to this file
+    arena_wait_s = 1.0                   # default; how long to wait when the message has no deadline
+    state = "/var/lib/alpha"             # where actors' snapshots are; default ~/.local/state/loom/NAME
     path = ["src"]                       # folders that actors import from, relative to this file; its own comes first
     [supervisor]                         # a SupervisorSpec, with SupervisorSpec's defaults
     strategy = "rest_for_one"
@@ -15,6 +19,7 @@
     actor = "myapp.index:Index"
     args = [64]
     mailbox = { capacity = 500 }
+    snapshot = { every_messages = 100 }  # a SnapshotSpec
     [[supervisor.child]]
     name = "workers"
     actor = "myapp.work:Worker"
@@ -22,6 +27,10 @@
     instances = 4                        # workers.0 ... workers.3
     restart = "transient"
     shutdown_s = 2
+    watchdog_s = 30
+    [supervisor.child.limits]            # a LimitsSpec; sizes may be written as in arena
+    memory_bytes = "2GiB"
+    cpus = [0, 1]
     [[supervisor.child]]
     name = "edge"
     [supervisor.child.supervisor]        # a child may be a supervisor
@@ -54,12 +63,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from loom.arena.policy import FullPolicy
 from loom.errors import ActorImportError, ConfigError
+from loom.node.room import check_spill, full_policy
 from loom.supervise.spec import (
     BackoffSpec,
     ChildSpec,
     LimitsSpec,
     MailboxSpec,
+    SnapshotSpec,
     SpecError,
     SupervisorSpec,
     check_name,
@@ -75,7 +87,7 @@ FILE_MAX_BYTES = 16 * 1024**2
 UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 _TOP_KEYS = ("node", "supervisor")
-_NODE_KEYS = ("name", "arena", "path")
+_NODE_KEYS = ("name", "arena", "arena_full", "arena_wait_s", "arena_spill", "state", "path")
 _SUPERVISOR_KEYS = tuple("child" if key == "children" else key for key in SupervisorSpec.__struct_fields__)
 _CHILD_KEYS = (*ChildSpec.__struct_fields__, "supervisor")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)")
@@ -87,7 +99,8 @@ _Spec = TypeVar("_Spec", bound=msgspec.Struct)
 class NodeConfig(msgspec.Struct, frozen=True):
     """What a node is started with.
 
-    path: absolute folders for the actors' sys.path, the config file's own first. file: where it came from, for texts.
+    path: absolute folders for the actors' sys.path, the config file's own first. state: an absolute folder, "" for the
+    default. file: where it came from, for texts.
     """
 
     name: str = DEFAULT_NAME
@@ -95,6 +108,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     path: tuple[str, ...] = ()
     supervisor: SupervisorSpec = SupervisorSpec()
     file: str = "<text>"
+    arena_policy: FullPolicy = FullPolicy()
+    state: str = ""
 
 
 def load(path: Path) -> NodeConfig:
@@ -143,15 +158,35 @@ def parse(text: str, file: str = "<text>", folder: Path | None = None) -> NodeCo
         raise at.error("TOML", str(error), "write a smaller number") from None
 
 
+def read_child(table: object) -> ChildSpec:
+    """One child from the map that a config file has for it, as loom-node and foreign clients send it.
+
+    Raises: ConfigError naming the path in it, expected, got and the remedy.
+    """
+    return _child(_At("child"), table)
+
+
 def describe(config: NodeConfig) -> dict[str, Any]:
     """The config as JSON-ready values, defaults filled in: what `loom-node check --json` prints."""
     return {
         "file": config.file,
         "name": config.name,
         "arena_bytes": config.arena_bytes,
+        "arena_full": config.arena_policy.full,
+        "arena_wait_s": config.arena_policy.wait_s,
+        "arena_spill": config.arena_policy.spill,
         "path": list(config.path),
+        "state": config.state,
         "supervisor": _describe_supervisor(config.supervisor),
     }
+
+
+def check_folders(config: NodeConfig) -> None:
+    """See that the node can write where it would spill to. Raises: ConfigError."""
+    try:
+        check_spill(config.arena_policy.spill)
+    except SpecError as error:
+        raise _At(config.file, f"$.node.{error.field}").error(error.expected, error.got, error.remedy) from None
 
 
 def check_actors(config: NodeConfig) -> None:
@@ -216,12 +251,18 @@ def _node(at: _At, value: dict[str, Any], folder: Path) -> NodeConfig:
         check_name("node", "name", name, reserved=())
     except SpecError as error:
         raise here.key("name").error(error.expected, error.got, error.remedy) from None
+    try:
+        policy = full_policy(node.get("arena_full"), node.get("arena_wait_s"), node.get("arena_spill"), folder)
+    except SpecError as error:
+        raise here.key(error.field).error(error.expected, error.got, error.remedy) from None
     return NodeConfig(
         name=name,
         arena_bytes=_size_bytes(here.key("arena"), node.get("arena", DEFAULT_ARENA_BYTES)),
         path=_folders(here.key("path"), node.get("path", []), folder),
         supervisor=_supervisor(at.key("supervisor"), table.get("supervisor", {})),
+        state=_state(here.key("state"), node["state"], folder) if "state" in node else "",
         file=at.file,
+        arena_policy=policy,
     )
 
 
@@ -252,9 +293,19 @@ def _child(at: _At, value: object) -> ChildSpec:
         raise at.key("actor").error('"module:Class"', show(fields["actor"]), remedy)
     if "mailbox" in fields:
         fields["mailbox"] = _struct(at.key("mailbox"), fields["mailbox"], MailboxSpec)
+    if "snapshot" in fields:
+        fields["snapshot"] = _struct(at.key("snapshot"), fields["snapshot"], SnapshotSpec)
     if "limits" in fields:
-        fields["limits"] = _struct(at.key("limits"), fields["limits"], LimitsSpec)
+        fields["limits"] = _limits(at.key("limits"), fields["limits"])
     return _build(at, ChildSpec, fields)
+
+
+def _limits(at: _At, value: object) -> LimitsSpec:
+    fields = _table(at, value, LimitsSpec.__struct_fields__)
+    for key in ("memory_bytes", "memory_soft_bytes"):
+        if isinstance(fields.get(key), str):
+            fields[key] = _size_bytes(at.key(key), fields[key])
+    return _build(at, LimitsSpec, fields)
 
 
 def _struct(at: _At, value: object, kind: type[_Spec]) -> _Spec:
@@ -305,6 +356,12 @@ def _size_bytes(at: _At, value: object) -> int:
     if not 0 < size < 2**63:
         raise at.error(expected, show(value), "give it from 1 byte to 8388607 TiB")
     return size
+
+
+def _state(at: _At, value: object, folder: Path) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise at.error("a folder", show(value), "write its name as a string")
+    return str((folder / Path(value).expanduser()).absolute())
 
 
 def _folders(at: _At, value: object, folder: Path) -> tuple[str, ...]:
@@ -414,7 +471,12 @@ def _describe_supervisor(spec: SupervisorSpec) -> dict[str, Any]:
 
 
 def _describe_child(child: ChildSpec) -> dict[str, Any]:
-    common = {"name": child.name, "restart": child.restart, "shutdown_s": child.shutdown_s}
+    common = {
+        "name": child.name,
+        "restart": child.restart,
+        "shutdown_s": child.shutdown_s,
+        "significant": child.significant,
+    }
     if child.supervisor is not None:
         return {**common, "supervisor": _describe_supervisor(child.supervisor)}
     actor = child.actor
@@ -426,6 +488,10 @@ def _describe_child(child: ChildSpec) -> dict[str, Any]:
         "instances": child.instances,
         "members": list(child.members),
         "mailbox": msgspec.structs.asdict(child.mailbox),
+        "watchdog_s": child.watchdog_s,
+        "start_s": child.start_s,
+        "limits": msgspec.structs.asdict(child.limits),
+        "snapshot": msgspec.structs.asdict(child.snapshot),
     }
 
 

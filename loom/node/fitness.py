@@ -19,6 +19,9 @@ DEFAULT_ARENA_BYTES = 256 * MIB
 SMALL_SHM_BYTES = 64 * MIB
 """What Docker gives a container that asks for nothing."""
 
+COPY_ON_WRITE, IN_MEMORY = ("btrfs", "zfs", "bcachefs"), ("tmpfs", "ramfs")
+"""File systems that are not for spilling to."""
+
 FILES = 4096
 """Open files below which a node is short: an actor has some sockets for every actor it talks to."""
 
@@ -29,6 +32,9 @@ KERNEL = (5, 4)
 PYTHON = (3, 11)
 SYSTEM_UID_MAX = 999
 """Users up to this one are the system's; logind spares them (SYSTEM_UID_MAX of systemd)."""
+
+PTRACE_ADMIN_ONLY = 2
+"""From this kernel.yama.ptrace_scope on (Yama.rst), a process cannot allow others to trace it, as actors do."""
 
 LONGEST_NAME, PRIVATE_NAME = 64, len("private-") + 12
 """Letters in the longest name of a node, and in that of a program's own node."""
@@ -107,6 +113,28 @@ def check_shm(facts: Facts) -> Finding:
     return Finding("/dev/shm", "ok", found)
 
 
+def check_spill(facts: Facts) -> Finding:
+    """There is room for what finds none in memory."""
+    if not facts.spill:
+        return Finding("spill folder", "ok", "none asked about: name a config with arena_full = 'spill'")
+    remedy = "name another folder: arena_spill in [node]"
+    if facts.spill_error:
+        return Finding(
+            "spill folder", "warning", f"{facts.spill}: {facts.spill_error}", f"create or mend it, or {remedy}"
+        )
+    found = f"{facts.spill}: {_mib(facts.spill_free_bytes)} free"
+    if facts.spill_free_bytes < facts.arena_bytes:
+        more = f"{found}: less than the arena's {_mib(facts.arena_bytes)}, so it helps little when that is full"
+        return Finding("spill folder", "warning", more, f"free space there, or {remedy}")
+    if facts.spill_kind in COPY_ON_WRITE:
+        more = f"{found}, on {facts.spill_kind}, where a reservation need not hold: a full disk may kill who writes"
+        return Finding("spill folder", "warning", more, f"use ext4 or XFS, or {remedy}")
+    if facts.spill_kind in IN_MEMORY:
+        more = f"{found}, on {facts.spill_kind}, which is memory too"
+        return Finding("spill folder", "warning", more, f"use a disk, or {remedy}")
+    return Finding("spill folder", "ok", found)
+
+
 def check_remove_ipc(facts: Facts) -> Finding:
     """Nobody removes a running node's shared memory."""
     if not facts.logind:
@@ -152,6 +180,24 @@ def check_processes(facts: Facts) -> Finding:
     return Finding("processes", "warning", f"{found}: each actor is a process, and threads count too", remedy)
 
 
+def check_memory_limits(facts: Facts) -> Finding:
+    """How the memory limits of actors are kept. Either way is right."""
+    if not facts.cgroup_error:
+        return Finding("memory limits", "ok", "kept by the kernel, with control groups (cgroup v2)")
+    found = f"kept by the node, which looks at limited actors ten times a second: {facts.cgroup_error}"
+    return Finding("memory limits", "ok", found)
+
+
+def check_stacks(facts: Facts) -> Finding:
+    """A hung actor can be looked at."""
+    if not facts.py_spy:
+        return Finding("stacks", "warning", "py-spy is not there: hung actors say less", "pip install py-spy")
+    if facts.ptrace_scope < PTRACE_ADMIN_ONLY or (facts.ptrace_scope == PTRACE_ADMIN_ONLY and facts.uid == 0):
+        return Finding("stacks", "ok", "py-spy can look at actors")
+    found = f"kernel.yama.ptrace_scope is {facts.ptrace_scope}: py-spy may not look at actors, hung ones say less"
+    return Finding("stacks", "warning", found, "sysctl kernel.yama.ptrace_scope=1 (3 can be undone by a reboot only)")
+
+
 def check_folder(facts: Facts) -> Finding:
     """Nodes have a place for their sockets, and a path to it that is short enough."""
     if facts.folder_error:
@@ -191,9 +237,12 @@ CHECKS: tuple[Callable[[Facts], Finding], ...] = (
     check_kernel,
     check_calls,
     check_shm,
+    check_spill,
     check_folder,
     check_files,
     check_processes,
+    check_memory_limits,
+    check_stacks,
     check_remove_ipc,
     check_remains,
 )

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import msgspec
 
+from loom.arena import clear_spill
 from loom.errors import ConfigError, NameTaken, NodeNotFound, RuntimeFolderError
-from loom.supervise import sweep
+from loom.supervise import cgroup, sweep
 from loom.telemetry import log
 
 SHM = Path("/dev/shm")
@@ -166,8 +167,8 @@ def remains() -> list[str]:
     return found
 
 
-def clear_remains() -> int:
-    """Clear away what dead nodes of this user have left behind; how many nodes it was of."""
+def clear_remains(spill: str = "") -> int:
+    """Clear away what dead nodes of this user have left behind, in the folder `spill` too; how many nodes it was of."""
     cleared = 0
     for entry in base().iterdir():
         path = entry.with_suffix("") if entry.suffix == ".lock" else entry
@@ -188,6 +189,8 @@ def clear_remains() -> int:
         if not sweep.processes_of(cookie) and sweep.variable(cookie) not in os.environ:
             sweep.remove_shared_memory(prefix + cookie)
             cleared += 1
+    if spill:
+        cleared += clear_spill(spill)  # of those whose control file is gone as well: there was a reboot
     return cleared
 
 
@@ -196,6 +199,7 @@ def _clear(path: Path) -> int:
     facts = facts_of(path)
     if facts is not None:
         killed = sweep.kill_all(facts.cookie) if facts.boot_id == boot_id() else 0
+        cgroup.clear(facts.cookie)
         sweep.remove_shared_memory(facts.arena)
         log.warning("cleared away what the dead node %r had left (%d processes)", facts.name, killed)
     if not path.exists():

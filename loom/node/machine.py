@@ -6,9 +6,11 @@ A part of Loom that cannot even be imported is a fact like others: so this impor
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +32,15 @@ class Facts(NamedTuple):
     shm_free_bytes: int = 16 * 2**30
     shm_error: str = ""
     """Why no file can be made there."""
+    spill: str = ""
+    """The folder that a config names for what finds no room in memory, "" when none was asked about."""
+    spill_error: str = ""
+    """Why nothing can be spilled there."""
+    spill_free_bytes: int = 0
+    spill_kind: str = ""
+    """Its file system, "" when it is not known."""
+    arena_bytes: int = 256 * 2**20
+    """What that config's node may take of memory; the default without one."""
     uid: int = 1000
     logind: bool = True
     lingers: bool = False
@@ -51,18 +62,32 @@ class Facts(NamedTuple):
     remains_error: str = ""
     python: tuple[int, int, int] = (3, 11, 0)
     native_error: str = ""
+    cgroup_error: str = ""
+    """Why no control groups can be made that limit memory."""
+    py_spy: bool = True
+    ptrace_scope: int = 1
+    """kernel.yama.ptrace_scope; 0 where there is no Yama."""
 
 
-def look() -> Facts:
-    """Gather the facts. The folder of this user's nodes is made, as any command makes it; else nothing changes."""
+def look(spill: str = "", arena_bytes: int = 256 * 2**20) -> Facts:
+    """Gather the facts. The folder of this user's nodes is made, as any command makes it; else nothing changes.
+
+    `spill`, `arena_bytes`: those of a config; "" for no folder.
+    """
     size_bytes, free_bytes, shm_error = _shm()
     soft, hard = map(_limit, resource.getrlimit(resource.RLIMIT_NOFILE))
     folder, folder_error, remains, remains_error = _folder()
+    spill_error, spill_free_bytes = _spill(spill) if spill else ("", 0)
     uid = os.getuid()
     return Facts(
         shm_size_bytes=size_bytes,
         shm_free_bytes=free_bytes,
         shm_error=shm_error,
+        spill=spill,
+        spill_error=spill_error,
+        spill_free_bytes=spill_free_bytes,
+        spill_kind=_file_system(spill) if spill else "",
+        arena_bytes=arena_bytes,
         uid=uid,
         logind=os.path.isdir("/run/systemd/seats"),  # as sd_login(3) finds out
         lingers=_lingers(uid),
@@ -81,6 +106,9 @@ def look() -> Facts:
         remains_error=remains_error,
         python=sys.version_info[:3],
         native_error=_error_of(_try_native),
+        cgroup_error=_cgroup_error(),
+        py_spy=_has_py_spy(),
+        ptrace_scope=_ptrace_scope(),
     )
 
 
@@ -115,6 +143,37 @@ def _shm() -> tuple[int | None, int, str]:
         return None, 0, ""
     error = "" if os.access("/dev/shm", os.W_OK | os.X_OK) else "permission denied"
     return about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize, error
+
+
+def _spill(folder: str) -> tuple[str, int]:
+    """(why nothing can be spilled to a folder, bytes left on its disk). For a moment there is a file in it."""
+    try:
+        about = os.statvfs(folder)
+        with tempfile.TemporaryFile(dir=folder, prefix="loom-doctor-") as file:
+            libc = ctypes.CDLL(None, use_errno=True)  # os.posix_fallocate would make up for what a file system lacks
+            if libc.fallocate(file.fileno(), 0, ctypes.c_long(0), ctypes.c_long(4096)):
+                number = ctypes.get_errno()
+                if number != errno.ENOSPC:
+                    return f"its file system reserves no room: {os.strerror(number)}", 0
+    except OSError as error:
+        return _text(error), 0
+    return "", about.f_bavail * about.f_frsize
+
+
+def _file_system(path: str) -> str:
+    """The type of the file system that a path is on: "ext4". Source: proc_pid_mountinfo(5)."""
+    best, kind = "", ""
+    try:
+        path = os.path.realpath(path)
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        at = fields.split()[4].encode().decode("unicode_escape")  # blanks are written \040
+        if len(at) >= len(best) and (path == at or path.startswith(at.rstrip("/") + "/")):
+            best, kind = at, rest.split()[0]
+    return kind
 
 
 def _lingers(uid: int) -> bool:
@@ -166,6 +225,30 @@ def _folder() -> tuple[str, str, tuple[str, ...], str]:
         return base, "", tuple(folder.remains()), ""
     except OSError as error:
         return base, "", (), _text(error)
+
+
+def _cgroup_error() -> str:
+    try:
+        from loom.supervise import cgroup
+    except Exception as error:
+        return _text(error)
+    found = cgroup.find()
+    return found if isinstance(found, str) else ""
+
+
+def _has_py_spy() -> bool:
+    try:
+        from loom.supervise import stack
+    except Exception:  # then it cannot be found, either
+        return False
+    return stack.program() is not None
+
+
+def _ptrace_scope() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _error_of(attempt: Callable[[], object]) -> str:

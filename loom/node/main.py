@@ -24,15 +24,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from loom import telemetry
+from loom.arena.policy import FullPolicy
 from loom.errors import ArenaFull, LoomError, NodeDown, StartFailed
+from loom.node import statefolder
 from loom.node.folder import SHM, Facts, Folder, boot_id, clear_remains
 from loom.node.plan import SupervisorPlan
-from loom.supervise import sweep
+from loom.supervise import cgroup, orphans, sweep
 from loom.supervise.launcher import Launcher
 from loom.telemetry import log
 
 if TYPE_CHECKING:
     from loom.arena import Arena, Participant
+    from loom.supervise.orphans import Orphans
 
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NAME = 36, 15
 
@@ -41,8 +44,11 @@ ROUNDS_S = 1.0
 
 
 class Boot(msgspec.Struct):
-    """How a node is to be. `parent_pid`: the program it dies with, 0 for none. `report_fd`: where it says that it is
-    ready, what went wrong and why it ends, one JSON line each; -1 for standard error, in words for people.
+    """How a node is to be.
+
+    `state`: the folder of its actors' snapshots, "" for one that goes with the node; `is_state_shared`: other nodes may
+    have been told to use it, too. `parent_pid`: the program it dies with, 0 for none. `report_fd`: where it says that
+    it is ready, what went wrong and why it ends, one JSON line each; -1 for standard error, in words for people.
     """
 
     name: str
@@ -51,6 +57,9 @@ class Boot(msgspec.Struct):
     root: SupervisorPlan
     parent_pid: int = 0
     report_fd: int = -1
+    arena_policy: FullPolicy = FullPolicy()
+    state: str = ""
+    is_state_shared: bool = False
 
 
 def new_cookie() -> str:
@@ -93,6 +102,7 @@ class NodeProcess:
         self._ended: asyncio.Event | None = None
         self._root: Any = None
         self._folder: Folder | None = None
+        self._state_lock = -1
         self._signals = 0
         # Only the node that systemd started may talk to it: not its actors, nor the nodes of other programs.
         self._notify = "" if boot.parent_pid else os.environ.pop("NOTIFY_SOCKET", "")
@@ -112,9 +122,11 @@ class NodeProcess:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _interrupt)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # `loom-node up` blocks them
-            clear_remains()
+            clear_remains(boot.arena_policy.spill)
             folder = self._folder = Folder.take(boot.name)
             _check_room(boot.arena_bytes)
+            if boot.is_state_shared:
+                self._state_lock = statefolder.lock(boot.state)
             launcher = Launcher(folder.path, arena_name, boot.cookie)
             launcher.start()
             self._serve(folder, arena_name, launcher)
@@ -128,6 +140,7 @@ class NodeProcess:
             if launcher is not None:
                 launcher.close()
             sweep.kill_all(boot.cookie)
+            orphans.end_children()
             self._remove_files()
         self._report(exit=self._why or "stopped", code=self._code)
         if self._code == 0:
@@ -136,6 +149,7 @@ class NodeProcess:
 
     def _remove_files(self) -> None:
         if self._folder is not None:
+            cgroup.clear(self.boot.cookie)
             sweep.remove_shared_memory(f"loom-{os.getuid()}-{self.boot.cookie}")
             self._folder.remove()
 
@@ -173,13 +187,15 @@ class NodeProcess:
         from loom.actor.links import Links
         from loom.actor.mailbox import Mailbox
         from loom.actor.receive import Receiver
+        from loom.actor.snapshot import Keeping
         from loom.arena import Arena
+        from loom.node.children import ChildVerbs
         from loom.node.site import Service, Site
 
         boot = self.boot
         loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        arena = Arena.create(arena_name, boot.arena_bytes)
+        arena = Arena.create(arena_name, boot.arena_bytes, boot.arena_policy)
         board = Board.create(arena_name)
         address = Address("node", folder.endpoint, os.getpid(), start_time_of(), 1, 0, arena.participant)
         board.words[rows.STATE], board.words[rows.INCARNATION] = rows.RUNNING_STATE, 1
@@ -188,16 +204,19 @@ class NodeProcess:
 
         links = Links(address, arena, board, owner="node")
         mailbox = Mailbox(links.context, folder.endpoint)
-        site = Site(launcher, board, arena, folder.path, address, boot.cookie)
+        keeping = Keeping(boot.state or str(folder.path / "state"), durable=bool(boot.state))
+        site = Site(launcher, board, arena, folder.path, address, boot.cookie, keeping)
         self._watch(loop)
-        root = self._root = site.build(boot.root, self._gave_up)
-        service = Service(site, boot.name, root, self.stop)
+        root = self._root = site.build(boot.root, self._root_ended)
         verbs = {
-            name: getattr(service, name) for name in dir(service) if not name.startswith("_") and name not in HOOKS
+            name: getattr(service, name)
+            for service in (Service(site, boot.name, root, self.stop), ChildVerbs(site))
+            for name in dir(service)
+            if not name.startswith("_") and name not in HOOKS
         }
         receiver = Receiver("node", verbs, mailbox, links, 0, is_node=True)
         receiver.start(loop)
-        sweeping = loop.create_task(self._rounds(arena, launcher))
+        sweeping = loop.create_task(self._rounds(arena, site.orphans))
         starting = loop.create_task(root.start())
         ending = loop.create_task(self._ended.wait())
         await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -230,11 +249,13 @@ class NodeProcess:
             log.info("stopping: %s", why)
             self._ended.set()
 
-    def _gave_up(self, root: Any, death: Any) -> None:
+    def _root_ended(self, root: Any, death: Any) -> None:
+        """The first supervisor gave up, or shut itself down: well (its death has exit code 0), or not."""
         assert self._ended is not None
         if not self._ended.is_set():
-            self._why, self._code = death.text, 1
-            self._say(f"{NodeDown.code} {self.boot.name} ends: {death.text}", death.traceback)
+            self._why, self._code = death.text, death.exit_code
+            code = f"{NodeDown.code} " if death.exit_code else ""
+            self._say(f"{code}{self.boot.name} ends: {death.text}", death.traceback)
             self._ended.set()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -269,34 +290,20 @@ class NodeProcess:
         self._remove_files()
         os._exit(1)
 
-    async def _rounds(self, arena: Arena, launcher: Launcher) -> None:
-        """Once a second: reap orphans, and take back what dead processes held of the arena.
+    async def _rounds(self, arena: Arena, left: Orphans) -> None:
+        """Once a second: end and reap orphans, and take back what dead processes held of the arena.
 
         What a dead sender had in flight may still be picked up until it has been seen dead twice.
         """
         seen: set[Participant] = set()  # not their indexes, which others may have by now
         while True:
             await asyncio.sleep(ROUNDS_S)
-            self._reap_orphans(launcher)
+            left.sweep()
             dead = {one for one in arena.participants() if not one.alive and one.index != arena.participant}
             for one in dead:
                 arena.reap(one.index, revoke=one in seen)
             seen = dead
             arena.sweep()
-
-    def _reap_orphans(self, launcher: Launcher) -> None:
-        """Reap what was reparented to us; actors are reaped through their pidfds, the zygote by its launcher."""
-        ours = {child.address.pid for child in self._actors() if child.address is not None}
-        try:
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        except OSError:
-            return
-        for pid in map(int, children):
-            if pid not in ours and pid != launcher.pid and self._is_zombie(pid):
-                try:
-                    os.waitpid(pid, os.WNOHANG)
-                except ChildProcessError:
-                    continue
 
     def _actors(self) -> list[Any]:
         from loom.supervise.child import ActorChild
@@ -311,12 +318,6 @@ class NodeProcess:
                 elif isinstance(child, ActorChild):
                     found.append(child)
         return found
-
-    def _is_zombie(self, pid: int) -> bool:
-        try:
-            return b") Z" in Path(f"/proc/{pid}/stat").read_bytes()
-        except OSError:
-            return False
 
 
 def _check_room(arena_bytes: int) -> None:

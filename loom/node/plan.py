@@ -9,12 +9,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loom.supervise.spec import AutoShutdown, BackoffSpec, ChildSpec, Restart, Shutdown, Strategy, SupervisorSpec
+from loom.actor.snapshot import Cadence
+from loom.supervise.spec import (
+    ROOT,
+    AutoShutdown,
+    BackoffSpec,
+    ChildSpec,
+    LimitsSpec,
+    Restart,
+    Shutdown,
+    Strategy,
+    SupervisorSpec,
+)
 from loom.wire import codec
 
 
 class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
-    """One actor. `target` is "module:Class", "" when the class is in `pickled`, a pickle of (class, args, kwargs)."""
+    """One actor. `target` is "module:Class", "" when the class is in `pickled`, a pickle of (class, args, kwargs).
+
+    `further`: of a child made from a template, a pickle of (None, args, kwargs) that come on top.
+    """
 
     name: str
     target: str
@@ -23,6 +37,14 @@ class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
     restart: Restart = "permanent"
     shutdown_s: Shutdown = 5.0
     capacity: int = 1000
+    watchdog_s: float | None = None
+    start_s: float | None = None
+    significant: bool = False
+    further: bytes = b""
+    limits: LimitsSpec = LimitsSpec()
+    snapshot: Cadence = Cadence()
+    is_fresh: bool = False
+    """Whether it begins with nothing, whatever was saved under its name."""
 
 
 class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
@@ -33,7 +55,10 @@ class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
 
 
 class SupervisorPlan(msgspec.Struct, frozen=True, tag="supervisor"):
-    """One supervisor and all below it."""
+    """One supervisor and all below it; its own fields are what the restart policy wants to know (policy.Rules).
+
+    `path`: where actors that are added at run time find their modules, when nobody says otherwise.
+    """
 
     name: str
     strategy: Strategy = "one_for_one"
@@ -43,20 +68,19 @@ class SupervisorPlan(msgspec.Struct, frozen=True, tag="supervisor"):
     backoff: BackoffSpec = msgspec.field(default_factory=BackoffSpec)
     children: tuple[ActorPlan | GroupPlan | SupervisorPlan, ...] = ()
     restart: Restart = "permanent"
+    significant: bool = False
+    path: tuple[str, ...] = ()
 
-    def spec(self) -> SupervisorSpec:
-        """The rules alone, for the restart policy."""
-        return SupervisorSpec(
-            strategy=self.strategy,
-            max_restarts=self.max_restarts,
-            within_s=self.within_s,
-            auto_shutdown=self.auto_shutdown,
-            backoff=self.backoff,
-        )
+
+Plan = ActorPlan | GroupPlan | SupervisorPlan
 
 
 def plan_of(
-    spec: SupervisorSpec, path: Sequence[str], name: str = "root", restart: Restart = "permanent"
+    spec: SupervisorSpec,
+    path: Sequence[str],
+    name: str = ROOT,
+    restart: Restart = "permanent",
+    significant: bool = False,
 ) -> SupervisorPlan:
     """A spec with classes -> a plan that can travel. `path`: where the actors find their modules.
 
@@ -69,19 +93,40 @@ def plan_of(
         within_s=spec.within_s,
         auto_shutdown=spec.auto_shutdown,
         backoff=spec.backoff,
-        children=tuple(_child_plan(child, path) for child in spec.children),
+        children=tuple(child_plan(child, path) for child in spec.children),
         restart=restart,
+        significant=significant,
+        path=tuple(path),
     )
 
 
-def _child_plan(child: ChildSpec, path: Sequence[str]) -> ActorPlan | GroupPlan | SupervisorPlan:
+def child_plan(child: ChildSpec, path: Sequence[str]) -> Plan:
+    """One child, as plan_of. Raises: NotSendable (L1004)."""
     if isinstance(child.actor, SupervisorSpec):
-        return plan_of(child.actor, path, child.name, child.restart)
+        return plan_of(child.actor, path, child.name, child.restart, child.significant)
     target = child.actor if isinstance(child.actor, str) else ""
     cls = None if isinstance(child.actor, str) else child.actor
     pickled = codec.dumps_order(cls, child.args, child.kwargs)
     plans = tuple(
-        ActorPlan(name, target, pickled, tuple(path), child.restart, child.shutdown_s, child.mailbox.capacity)
+        ActorPlan(
+            name,
+            target,
+            pickled,
+            tuple(path),
+            child.restart,
+            child.shutdown_s,
+            child.mailbox.capacity,
+            child.watchdog_s,
+            child.start_s,
+            child.significant,
+            limits=child.limits,
+            snapshot=_cadence(child),
+        )
         for name in child.members
     )
     return plans[0] if child.instances == 1 else GroupPlan(child.name, plans)
+
+
+def _cadence(child: ChildSpec) -> Cadence:
+    spec = child.snapshot
+    return Cadence(spec.every_messages, spec.every_s, spec.at_stop)

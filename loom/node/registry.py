@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from loom.errors import ActorDied, ActorNotFound, NameTaken
 from loom.supervise.child import ActorChild, Child
-from loom.supervise.spec import NAME_MAX_CHARS
+from loom.supervise.spec import NAME_MAX_CHARS, ROOT
 
 REMEMBERED = 64
 """Names of the dead that are remembered, for callers that still have a reference to them."""
@@ -21,6 +21,7 @@ class Registry:
     def __init__(self) -> None:
         self._children: dict[str, Child] = {}
         self._groups: dict[str, deque[str]] = {}
+        self._group_of: dict[str, str] = {}
         self._dead: dict[str, Child] = {}
 
     def __iter__(self) -> Iterator[Child]:
@@ -33,11 +34,23 @@ class Registry:
         self._children[child.name] = child
         self._dead.pop(child.name, None)
 
+    def add_again(self, child: Child) -> None:
+        """Give a child that was removed its name back, and its place in its group. Raises: NameTaken (L1002)."""
+        self.add(child)
+        group = self._group_of.get(child.name)
+        if group is not None:
+            self._groups.setdefault(group, deque()).append(child.name)
+
     def add_group(self, name: str, members: tuple[str, ...]) -> None:
         """One name for several children: each lookup of it gives the next of them."""
         if name in self._children or name in self._groups:
             raise NameTaken(f"the name {name!r} is taken on this node: choose another, or stop that child first")
         self._groups[name] = deque(members)
+        self._group_of.update(dict.fromkeys(members, name))
+
+    def remove_group(self, name: str) -> None:
+        """Forget a group that could not be made."""
+        self._groups.pop(name, None)
 
     def remove(self, child: Child) -> None:
         """Take the name back, remembering how its bearer ended."""
@@ -51,6 +64,14 @@ class Registry:
                 members.remove(child.name)
                 if not members:
                     del self._groups[name]
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a child or a group bears the name, or was the last to do so."""
+        return name in self._children or name in self._groups or name in self._dead
+
+    def members_of(self, name: str) -> list[str]:
+        """The names that a name stands for: a group's members, else itself, known or not."""
+        return sorted(self._groups[name]) if name in self._groups else [name]
 
     def free_name(self, base: str) -> str:
         """`base`, or `base-2`, `base-3` ...: the first that is free."""
@@ -96,7 +117,7 @@ class Registry:
 
     def _not_found(self, name: str) -> ActorNotFound:
         name = name[:NAME_MAX_CHARS]  # a stranger's text: neither the search nor the answer may grow with it
-        names = [*self._children, *self._groups]
+        names = [one for one in (*self._children, *self._groups) if one != ROOT]
         near = difflib.get_close_matches(name, names, 1)
         if near:
             return ActorNotFound(f"no actor named {name!r} on this node: did you mean {near[0]!r}?")
@@ -106,8 +127,9 @@ class Registry:
 
 def gone(child: Child) -> ActorDied:
     """The error for a call to a child that will not come back by itself."""
+    what = f"{'actor' if isinstance(child, ActorChild) else 'supervisor'} {child.name!r}"
     death = child.last
     if death is None:
-        return ActorDied(f"actor {child.name!r} is stopped, or has not started yet", started=False, cause="stopped")
+        return ActorDied(f"{what} is stopped, or has not started yet", started=False, cause="stopped")
     cause = f"{death.text}\n--- remote traceback ---\n{death.traceback.rstrip()}" if death.traceback else death.text
-    return ActorDied(f"actor {child.name!r} is gone: {cause}", started=False, cause=cause)
+    return ActorDied(f"{what} is gone: {cause}", started=False, cause=cause)

@@ -19,15 +19,19 @@ from loom.actor import board as rows
 from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.child import Order
+from loom.actor.death import Death
+from loom.actor.snapshot import Keeping
 from loom.arena import Arena
 from loom.clock import monotonic
-from loom.errors import StartFailed
+from loom.errors import StartFailed, UsageError
 from loom.node.holdings import Tally
-from loom.node.plan import ActorPlan, GroupPlan, SupervisorPlan
+from loom.node.plan import ActorPlan, Plan, SupervisorPlan
 from loom.node.registry import Registry, gone
+from loom.supervise import stack
 from loom.supervise.child import ActorChild, Child
 from loom.supervise.launcher import Launcher
-from loom.supervise.process import Death
+from loom.supervise.limits import Limiter
+from loom.supervise.orphans import Orphans
 from loom.supervise.spec import RESERVED_NAMES, check_name
 from loom.supervise.supervisor import Supervisor
 
@@ -36,7 +40,14 @@ class Site:
     """What the children of one node share: zygote, board, arena, folder and names."""
 
     def __init__(
-        self, launcher: Launcher, board: Board, arena: Arena, folder: Path, address: Address, cookie: str
+        self,
+        launcher: Launcher,
+        board: Board,
+        arena: Arena,
+        folder: Path,
+        address: Address,
+        cookie: str,
+        keeping: Keeping,
     ) -> None:
         self.launcher = launcher
         self.board = board
@@ -44,7 +55,10 @@ class Site:
         self.folder = folder
         self.address = address
         self.cookie = cookie
+        self.keeping = keeping
         self.registry = Registry()
+        self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
+        self.orphans = Orphans(cookie, lambda: launcher.pid)
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
 
     def take_row(self) -> int:
@@ -65,20 +79,42 @@ class Site:
 
         Raises: NameTaken (L1002), StartFailed (L3001).
         """
-        supervisor = Supervisor(plan.spec(), plan.name, on_exit)
+        supervisor = Supervisor(plan, plan.name, on_exit)
         supervisor.restart = plan.restart
+        supervisor.significant = plan.significant
         supervisor.on_forget = self.forget
-        for child in plan.children:
-            if isinstance(child, SupervisorPlan):
-                below = self.build(child, supervisor.child_ended)
-                supervisor.children.append(below)
-                self.registry.add(below)
-                continue
-            if isinstance(child, GroupPlan):
-                self.registry.add_group(child.name, tuple(member.name for member in child.members))
-            for one in child.members if isinstance(child, GroupPlan) else (child,):
-                supervisor.children.append(self.make_actor(one, supervisor))
+        supervisor.on_revive = self.revive
+        supervisor.on_death = self.mourn
+        self.registry.add(supervisor)
+        try:
+            for child in () if supervisor.is_simple else plan.children:
+                for one in self.make(child, supervisor):
+                    supervisor.add_planned(one)
+        except BaseException:
+            self.forget(supervisor)
+            raise
         return supervisor
+
+    def make(self, plan: Plan, supervisor: Supervisor) -> list[Child]:
+        """The children that a plan describes, registered and not started: one, or the members of a group.
+
+        Raises: NameTaken (L1002), StartFailed (L3001); then there is none of them.
+        """
+        if isinstance(plan, SupervisorPlan):
+            return [self.build(plan, supervisor.child_ended)]
+        if isinstance(plan, ActorPlan):
+            return [self.make_actor(plan, supervisor)]
+        self.registry.add_group(plan.name, tuple(member.name for member in plan.members))
+        made: list[Child] = []
+        try:
+            for member in plan.members:
+                made.append(self.make_actor(member, supervisor))
+        except BaseException:
+            for child in made:
+                self.forget(child)
+            self.registry.remove_group(plan.name)
+            raise
+        return made
 
     def make_actor(self, plan: ActorPlan, supervisor: Supervisor) -> ActorChild:
         """The child that a plan describes, registered and not started. Raises: NameTaken (L1002), StartFailed."""
@@ -92,10 +128,16 @@ class Site:
             cookie=self.cookie,
             pickled=plan.pickled,
             target=plan.target,
+            further=plan.further,
             path=list(plan.path),
             capacity=plan.capacity,
+            watchdog_s=plan.watchdog_s,
+            start_s=plan.start_s,
+            limits=plan.limits,
+            keeping=msgspec.structs.replace(self.keeping, cadence=plan.snapshot, is_fresh=plan.is_fresh),
         )
         child = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended)
+        child.significant = plan.significant
         try:
             self.registry.add(child)
         except BaseException:
@@ -111,6 +153,23 @@ class Site:
         elif isinstance(child, ActorChild):
             child.forget()
         self.registry.remove(child)
+
+    def revive(self, child: Child) -> None:
+        """A child that was forgotten may start again. Raises: NameTaken (L1002), StartFailed (L3001)."""
+        self.registry.add_again(child)
+        try:
+            if isinstance(child, Supervisor):
+                for below in child.planned:
+                    self.revive(below)
+                child.children = list(child.planned)
+            elif isinstance(child, ActorChild):
+                child.revive()
+        except BaseException:
+            self.registry.remove(child)
+            raise
+
+    def mourn(self, child: Child, death: Death) -> None:
+        """A child has died, or could not start: tell those who want to know."""
 
 
 class Service:
@@ -142,6 +201,8 @@ class Service:
         cause = found.death.text
         if found.death.traceback:
             cause = f"{cause}\n--- remote traceback ---\n{found.death.traceback.rstrip()}"
+        if found.death.stack:
+            cause = f"{cause}\n--- stack ---\n{found.death.stack.rstrip()}"
         return {"cause": cause, "last_id": found.last_id}
 
     def lookup(self, name: str) -> str:
@@ -154,8 +215,10 @@ class Service:
         registry = self._site.registry
         chosen = registry.free_name(_plain(base)) if name is None else name
         check_name("spawn", "name", chosen)
-        plan = ActorPlan(chosen, "", pickled, tuple(path))
+        plan = ActorPlan(chosen, "", pickled, tuple(path), is_fresh=name is None)
+        self._root.check_running()
         child = self._site.make_actor(plan, self._root)
+        self._root.add(child)
         task = asyncio.get_running_loop().create_task(self._root.start_child(child))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -165,9 +228,11 @@ class Service:
         """Stop an actor, a supervisor or a whole group for good; returns when it is gone."""
         for member in reversed(self._site.registry.members(name)):
             child = self._site.registry.find(member)
+            if child is self._root:
+                raise UsageError(f"{member!r} is the node's first supervisor: shutdown ends it, and the node with it")
             for supervisor in self._supervisors(self._root):
                 if child in supervisor.children:
-                    await supervisor.stop_child(child)
+                    await supervisor.remove_child(child)
                     break
 
     def _supervisors(self, top: Supervisor) -> list[Supervisor]:
@@ -178,12 +243,13 @@ class Service:
         return found
 
     def info(self) -> dict[str, Any]:
-        """Who the node is: {name, pid, endpoint, arena, uptime_s}."""
+        """Who the node is: {name, pid, endpoint, arena, state, uptime_s}."""
         return {
             "name": self._name,
             "pid": os.getpid(),
             "endpoint": self._site.address.endpoint,
             "arena": self._site.arena.name,
+            "state": self._site.keeping.folder,
             "uptime_s": monotonic() - self._started,
         }
 
@@ -214,8 +280,16 @@ class Service:
             await asyncio.sleep(0)  # a segment may have thousands of blocks, the arena a thousand segments
         actors = (child for child in self._site.registry if isinstance(child, ActorChild))
         names = {child.address.pid: child.name for child in actors if child.address}
-        report = tally.report(arena.name, arena.stats(), arena.participants(), arena.in_flight(), names)
+        report = tally.report(arena.name, arena.policy, arena.stats(), arena.participants(), arena.in_flight(), names)
         found: dict[str, Any] = msgspec.to_builtins(report)
+        return found
+
+    async def stack(self, name: str) -> dict[str, Any]:
+        """What the threads of an actor are at: {pid, threads, error}."""
+        child = self._site.registry.actor(name)
+        if child.address is None:
+            raise gone(child)
+        found: dict[str, Any] = msgspec.to_builtins(await stack.capture(child.address.pid))
         return found
 
     def _actor(self, child: ActorChild) -> dict[str, Any]:
@@ -239,7 +313,7 @@ class Service:
                 "name": child.name,
                 "kind": "supervisor",
                 "state": child.state,
-                "strategy": child.spec.strategy,
+                "strategy": child.rules.strategy,
                 "children": [self._branch(below) for below in child.children],
             }
         assert isinstance(child, ActorChild)

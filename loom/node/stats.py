@@ -11,7 +11,8 @@ from loom.supervise.child import Restarted
 
 
 class ActorStats(msgspec.Struct, frozen=True):
-    """One actor. `since_s`: how long the present message has been running, 0.0 when idle; `depth`: messages waiting.
+    """One actor. `since_s`: how long the present message has been running, 0.0 when idle; `depth`: messages waiting;
+    `slow`: messages that the watchdog found slow; `memory_warnings`: times that it exceeded `memory_soft_bytes`.
 
     received = processed + failed + rejected + expired + dead_lettered + depth + running whenever the actor is at rest.
     """
@@ -29,6 +30,8 @@ class ActorStats(msgspec.Struct, frozen=True):
     expired: int
     dead_lettered: int
     running: int
+    slow: int = 0
+    memory_warnings: int = 0
     last_death: str = ""
 
     @property
@@ -77,6 +80,31 @@ class Tree(msgspec.Struct, frozen=True):
             last = child is self.children[-1]
             for number, line in enumerate(child._lines()):
                 yield (("└── " if last else "├── ") if number == 0 else ("    " if last else "│   ")) + line
+
+
+class ChildInfo(msgspec.Struct, frozen=True):
+    """One row of a supervisor. `pid` is 0 while it has no process, and for a supervisor.
+
+    state: "starting", "running", "stopping", "restarting" (it is to get a process) or "stopped" (it keeps its row).
+    """
+
+    name: str
+    kind: str
+    state: str
+    restart: str
+    significant: bool = False
+    pid: int = 0
+    incarnation: int = 0
+    last_death: str = ""
+
+
+class ChildCount(msgspec.Struct, frozen=True):
+    """How many children: `specs` rows (1 for a template), `active` of them with a process, `supervisors`, `workers`."""
+
+    specs: int
+    active: int
+    supervisors: int
+    workers: int
 
 
 def pss_bytes(pid: int) -> int:

@@ -17,12 +17,16 @@ from loom.actor import board as rows
 from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.child import Order
+from loom.actor.death import OVERTAKEN, Death
 from loom.arena import Arena
 from loom.clock import monotonic
 from loom.errors import LoomError
+from loom.supervise import watchdog
 from loom.supervise.launcher import Launcher
+from loom.supervise.limits import Limiter
+from loom.supervise.orphans import Orphans
 from loom.supervise.policy import ChildState, State
-from loom.supervise.process import Death, Process
+from loom.supervise.process import Process
 from loom.supervise.spec import Restart, Shutdown
 
 _mailboxes = itertools.count(1)
@@ -41,9 +45,12 @@ class Site(Protocol):
     folder: Path
     address: Address
     cookie: str
+    orphans: Orphans
+    limiter: Limiter
 
     def take_row(self) -> int: ...
     def free_row(self, row: int) -> None: ...
+    def mourn(self, child: Child, death: Death) -> None: ...
 
 
 class Restarted(msgspec.Struct, frozen=True):
@@ -62,20 +69,42 @@ class Remembered(msgspec.Struct, frozen=True):
 
 
 class Child:
-    """What every child is to its supervisor: something with a name and a state that starts and stops."""
+    """What every child is to its supervisor: something with a name and a state that starts and stops.
+
+    `incarnation` counts its starts. `round` goes up whenever its supervisor decides about it, so that the news of
+    before are known to be old.
+    """
 
     name: str
     restart: Restart
     state: State = "stopped"
+    significant: bool = False
+    incarnation: int = 0
+    round: int = 0
     last: Death | None = None
+    _stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> Death | None:
-        """Start it; None when it runs, else how the start failed."""
+        """Start it: None when it runs, or does not want to and is "stopped"; else how the start failed.
+
+        OVERTAKEN when somebody stopped it meanwhile.
+        """
         raise NotImplementedError
 
     async def stop(self, reason: str = "shutdown") -> None:
         """Stop it and return when it is gone. May be called again while it stops."""
+        if self._stopping is None or self._stopping.done():
+            self.set_state("stopping")
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(reason))
+        await asyncio.shield(self._stopping)  # whoever waits may give up waiting: it stops all the same
+
+    async def _stop(self, reason: str) -> None:
+        """End in the state "stopped"."""
         raise NotImplementedError
+
+    def is_starting(self, incarnation: int) -> bool:
+        """Whether the start of that incarnation is still under way, and wanted."""
+        return self.state == "starting" and self.incarnation == incarnation
 
     def set_state(self, state: State) -> None:
         """Change its state, and tell those who wait for that."""
@@ -83,7 +112,7 @@ class Child:
 
     def row(self) -> ChildState:
         """Its row, as the restart policy wants it."""
-        return ChildState(self.name, self.restart, self.state)
+        return ChildState(self.name, self.restart, self.state, self.significant)
 
 
 class ActorChild(Child):
@@ -103,7 +132,6 @@ class ActorChild(Child):
     ) -> None:
         self.name = name
         self.restart = restart
-        self.incarnation = 0
         self.address: Address | None = None
         self.restarts: deque[Restarted] = deque(maxlen=REMEMBERED)
         self.board_row = site.take_row()
@@ -122,10 +150,11 @@ class ActorChild(Child):
         """Start a new incarnation; its mailbox can be written to before its `__init__` is done."""
         site = self._site
         self.incarnation += 1
+        mine = self.incarnation
         self.set_state("starting")
         order = msgspec.structs.replace(
             self._order,
-            incarnation=self.incarnation,
+            incarnation=mine,
             endpoint=f"ipc://{site.folder}/{self.board_row}.{next(_mailboxes)}",
             row=self.board_row,
             node=site.address,
@@ -133,44 +162,63 @@ class ActorChild(Child):
             cookie=site.cookie,
         )
         self._launched.clear()
+        site.orphans.living.add(order.tag)
+        order = msgspec.structs.replace(order, cgroup=site.limiter.prepare(order))
         try:
             process = await site.launcher.launch(order)
             self._process = process
+            process.explain = site.limiter.explain
+            process.died.add_done_callback(lambda _: site.orphans.living.discard(order.tag))
             process.died.add_done_callback(lambda died: self._buried(process, died.result()))
-        except LoomError as error:
-            return self._failed(Death("start_failed", str(error)))
+        except BaseException as error:
+            site.orphans.living.discard(order.tag)
+            site.limiter.end(order)
+            if not isinstance(error, LoomError):
+                raise
+            death = Death("start_failed", str(error), how="start_failed")
+            site.mourn(self, death)
+            return self._failed(mine, death)
         finally:
             self._launched.set()
-        if self.state != "starting":  # stopped meanwhile: whoever did that waits for its death
+        if not self.is_starting(mine):  # stopped meanwhile: whoever did that waits for its death
             process.kill()
         # Shielded: when this start is cut short, the process goes on, and its futures with it.
         if await asyncio.shield(process.hello):
             words, at = site.board.words, self.board_row * rows.WORDS
             words[at + rows.PID], words[at + rows.START] = process.pid, process.start_time
-            words[at + rows.INCARNATION] = self.incarnation
+            words[at + rows.INCARNATION] = mine
             self.address = Address(
-                self.name,
-                order.endpoint,
-                process.pid,
-                process.start_time,
-                self.incarnation,
-                self.board_row,
-                process.participant,
+                self.name, order.endpoint, process.pid, process.start_time, mine, self.board_row, process.participant
             )
+            watchdog.guard(process, words)
+            site.limiter.guard(process, words)
             self._announce()
         if not await asyncio.shield(process.started):
-            return self._failed(await asyncio.shield(process.died))
-        if self.state == "starting":
-            self.set_state("running")
-            if self.last is not None:
-                self.restarts.append(Restarted(self.name, self.last.text, monotonic() - self._died_at))
+            death = await asyncio.shield(process.died)
+            if process.ignored is not None and self.is_starting(mine):
+                self.set_state("stopped")
+                return None
+            return self._failed(mine, death)
+        if not self.is_starting(mine):
+            return OVERTAKEN
+        self.set_state("running")
+        if self.last is not None:
+            self.restarts.append(Restarted(self.name, self.last.text, monotonic() - self._died_at))
+        if process.died.done():  # between its last two words, and nobody has been told
+            self._ended(process.died.result())
         return None
 
-    def _failed(self, death: Death) -> Death:
+    def _failed(self, incarnation: int, death: Death) -> Death:
+        if not self.is_starting(incarnation):
+            return OVERTAKEN
         self.last = death
-        if self.state == "starting":
-            self.set_state("restarting")
+        self.set_state("restarting")
         return death
+
+    def _ended(self, death: Death) -> None:
+        """It ran, and ended without having been asked to: the supervisor decides."""
+        self.set_state("restarting")
+        self._on_exit(self, death)
 
     def _buried(self, process: Process, death: Death) -> None:
         """An incarnation is dead: settle its accounts, then tell the supervisor, unless it asked for this."""
@@ -180,48 +228,49 @@ class ActorChild(Child):
         self._died_at = monotonic()
         words[at + rows.STATE] = rows.DOWN
         words[at + rows.PID] = 0
-        words[at + rows.DEAD_LETTERED] += _unended(words[at : at + rows.WORDS])
-        words[at + rows.DEPTH] = words[at + rows.RUNNING] = words[at + rows.SINCE_NS] = 0
         self._deaths[process.order.incarnation] = Remembered(death, words[at + rows.LAST_ID])
+        words[at + rows.DEAD_LETTERED] += _unended(words[at : at + rows.WORDS])
+        for word in rows.OF_ONE_INCARNATION:
+            words[at + word] = 0
         while len(self._deaths) > REMEMBERED:
             del self._deaths[min(self._deaths)]
-        words[at + rows.LAST_ID] = 0
         try:
             os.unlink(process.order.endpoint.removeprefix("ipc://"))
         except FileNotFoundError:
             pass
+        site.limiter.end(process.order)
+        site.orphans.sweep()
         if process.participant >= 0:
             site.arena.reap(process.participant, revoke=False)  # the node's rounds do the rest, in a while
-        was_running = self.state == "running"
-        if was_running:
-            self.set_state("restarting")
         self._announce()
-        if was_running:
-            self._on_exit(self, death)
+        site.mourn(self, death)
+        if self.state == "running":
+            self._ended(death)
 
-    async def stop(self, reason: str = "shutdown") -> None:
-        """Stop it: by word first, and when its shutdown time is over by SIGKILL."""
-        self.set_state("stopping")
+    async def _stop(self, reason: str) -> None:
+        """By word first, and when its shutdown time is over by SIGKILL; what has not started yet cannot hear a word."""
         await self._launched.wait()
         process = self._process
-        if process is None or process.died.done():
-            self.set_state("stopped")
-            return
-        limit = self._shutdown_s
-        if limit == "brutal_kill":
-            process.kill()
-        else:
-            process.stop(reason)
-            done, _ = await asyncio.wait([process.died], timeout=None if limit == "infinity" else float(limit))
-            if not done:
+        if process is not None and not process.died.done():
+            limit = self._shutdown_s
+            if limit == "brutal_kill" or not process.started.done():
                 process.kill()
-        await asyncio.wait([process.died])
+            else:
+                process.stop(reason)
+                done, _ = await asyncio.wait([process.died], timeout=None if limit == "infinity" else float(limit))
+                if not done:
+                    process.kill()
+            await asyncio.wait([process.died])
         self.set_state("stopped")
 
     def forget(self) -> None:
         """It will not start again: give its row back."""
         self._site.free_row(self.board_row)
         self._announce()
+
+    def revive(self) -> None:
+        """It was forgotten, and may start again: take a row. Raises: StartFailed (L3001) when there is none left."""
+        self.board_row = self._site.take_row()
 
     async def resolve(self) -> Address | None:
         """Where its mailbox is, waiting while it starts or restarts; None when it is stopped."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from loom.actor import tag
 from loom.actor.child import Order
 from loom.errors import StartFailed
 from loom.supervise.process import Process
@@ -35,6 +36,7 @@ class Launcher:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
+                env={**os.environ, tag.variable(self._arguments[2]): tag.BLANK},
             )
         except OSError as error:
             ours.close()

@@ -10,32 +10,29 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from loom.actor import heartbeat
 from loom.actor.address import open_pidfd
 from loom.actor.child import FAILED_START, Order
+from loom.actor.death import Death
+from loom.actor.procfs import stat_of
 
+__all__ = ["Death", "Process"]
 
-class Death(msgspec.Struct, frozen=True):
-    """How an incarnation ended. `kind` is the restart policy's word for it; `text` is for people.
-
-    `traceback`: the remote traceback of a failed start, else "".
-    """
-
-    kind: str
-    text: str
-    exit_code: int | None = None
-    signal: int | None = None
-    traceback: str = ""
+held: set[int] = set()
+"""The pids of the processes that this node holds a pidfd of, and reaps through it."""
 
 
 class Process:
     """One incarnation, as the node sees it.
 
     Three futures tell its story: `hello` (it has a mailbox), `started` (its actor is made) and `died`, which always
-    comes. `hello` and `started` are False when it died before.
+    comes. `hello` and `started` are False when it died before. `ignored` says why it did not want to start, None when
+    it did want to.
     """
 
     def __init__(self, order: Order, control: socket.socket) -> None:
@@ -43,6 +40,7 @@ class Process:
         self.pid = 0
         self.start_time = 0
         self.participant = -1
+        self.ignored: str | None = None
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[bool] = loop.create_future()
         self.started: asyncio.Future[bool] = loop.create_future()
@@ -54,15 +52,23 @@ class Process:
         self._brief = ""
         self._was_told = ""
         self._must_die = False
+        self.explain: Callable[[Order, Death, float], Death] = lambda order, death, cpu_s: death
+        """What its death came of, when the status alone does not say it; given the CPU time it has had, seconds."""
+        self._sentence: Death | None = None
+        self._fds: list[int] = []
         control.setblocking(False)
         loop.add_reader(control.fileno(), self._listen)
 
     def stop(self, reason: str = "shutdown") -> None:
         """Ask it to end; `died` tells when it has."""
         self._was_told = reason
+        self.tell({"stop": reason})  # when it cannot hear, the shutdown time will end it
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Tell it something; one that is dying, or does not read, misses it."""
         try:
-            self._control.send(msgspec.msgpack.encode({"stop": reason}))
-        except OSError:  # it is dying already, or does not read: the shutdown time will end it
+            self._control.send(msgspec.msgpack.encode(message))
+        except OSError:
             pass
 
     def kill(self) -> None:
@@ -72,20 +78,49 @@ class Process:
         if self._pidfd is not None:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to end, or killed: how long that may take is the business of who asked."""
+        return bool(self._was_told)
+
+    def condemn(self, death: Death) -> None:
+        """SIGKILL it for what it does; unless it dies of something else first, `death` says how it ended."""
+        if self._pidfd is not None and not self.died.done():
+            self._sentence = death
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def ping(self, number: int) -> None:
+        """Ask a watched process's event loop for a PONG (loom/actor/heartbeat.py)."""
+        self.tell({"ping": number})
+
+    def ask_beat(self, number: int) -> None:
+        """Ask a watched process's heartbeat thread for a BEAT."""
+        try:
+            heartbeat.ask(self._fds[0], number)
+        except OSError:
+            pass
+
+    def ask_stacks(self) -> tuple[int, int] | None:
+        """Have a watched process write its stacks into a file: (descriptor, where they begin), None when it is gone."""
+        if self._pidfd is None or len(self._fds) < 2:
+            return None
+        begin = os.fstat(self._fds[1]).st_size
+        signal.pidfd_send_signal(self._pidfd, heartbeat.STACK_SIGNAL)
+        return self._fds[1], begin
+
     def _listen(self) -> None:
         while True:
             try:
-                data = self._control.recv(1 << 17)
+                data, fds, _, _ = socket.recv_fds(self._control, 1 << 17, 2)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, fds = b"", []
+            self._fds += fds
             if not data:
                 self._loop.remove_reader(self._control.fileno())
                 if self._pidfd is None:
-                    self._gone(
-                        Death("start_failed", self._brief or "died before it said hello", traceback=self._failure)
-                    )
+                    self._gone(_unstarted(self._brief or "died before it said hello", self._failure))
                 return
             self._hear(msgspec.msgpack.decode(data, type=dict[str, Any]))
             if self.died.done():
@@ -100,11 +135,12 @@ class Process:
                 self._pidfd = open_pidfd(self.pid, self.start_time)
             except OSError as error:
                 os.kill(self.pid, signal.SIGKILL)
-                self._gone(Death("start_failed", f"the node has no descriptor left to watch it with: {error.strerror}"))
+                self._gone(_unstarted(f"the node has no descriptor left to watch it with: {error.strerror}"))
                 return
             if self._pidfd is None:
-                self._gone(Death("start_failed", "died as it said hello"))
+                self._gone(_unstarted("died as it said hello"))
                 return
+            held.add(self.pid)
             self._loop.add_reader(self._pidfd, self._exited)
             _settle(self.hello, True)
             if self._must_die:
@@ -113,18 +149,21 @@ class Process:
             _settle(self.started, True)
         elif "failed" in message:
             self._failure, self._brief = str(message["failed"]), str(message["brief"])
+        elif "ignored" in message:
+            self.ignored = str(message["ignored"])
 
     def _exited(self) -> None:
         assert self._pidfd is not None
+        cpu_s = stat_of(self.pid).cpu_s  # a process that is not yet reaped still has it
         try:
             status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            self._gone(Death("abnormal", "ended, and somebody else reaped it"))
+            self._gone(Death("abnormal", "ended, and somebody else reaped it", how="unknown"))
             return
         if status is None:
             return
         self._listen_once_more()
-        self._gone(self._death(status.si_code, status.si_status))
+        self._gone(self.explain(self.order, self._death(status.si_code, status.si_status), cpu_s))
 
     def _listen_once_more(self) -> None:
         """Its last words may still be in the socket."""
@@ -138,28 +177,43 @@ class Process:
         if how != os.CLD_EXITED:
             name = signal.Signals(status).name if status in set(signal.Signals) else f"signal {status}"
             kind = "shutdown" if self._was_told else "abnormal"
+            if self._sentence is not None and status == signal.SIGKILL:
+                return msgspec.structs.replace(self._sentence, kind=kind, signal=status)
             why = " (it did not stop in its shutdown time)" if self._was_told == "shutdown" else ""
-            return Death(kind, f"killed by {name}{why}", signal=status)
+            return Death(kind, f"killed by {name}{why}", signal=status, how="signal")
         if status == FAILED_START and self._failure:
-            return Death("start_failed", f"failed to start: {self._brief}", exit_code=status, traceback=self._failure)
+            return _unstarted(f"failed to start: {self._brief}", self._failure, exit_code=status)
         if self._was_told:
-            return Death("shutdown", "stopped", exit_code=status)
+            return Death("shutdown", "stopped", exit_code=status, traceback=self._failure, how="stopped")
+        if self.ignored is not None:
+            return Death("normal", f"did not want to start: {self.ignored}", exit_code=status, how="normal")
         if status == 0:
-            return Death("normal", "ended normally", exit_code=0)
-        return Death("abnormal", f"exit code {status}", exit_code=status)
+            return Death("normal", "ended normally", exit_code=0, how="normal")
+        if self._failure:
+            return Death("abnormal", self._brief, exit_code=status, traceback=self._failure, how="exception")
+        return Death("abnormal", f"exit code {status}", exit_code=status, how="exit")
 
     def _gone(self, death: Death) -> None:
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
+            held.discard(self.pid)
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
         if not self.started.done() and death.kind == "abnormal":
-            death = msgspec.structs.replace(death, kind="start_failed", text=f"died while it started: {death.text}")
+            text = f"died while it started: {death.text}"
+            death = msgspec.structs.replace(death, kind="start_failed", text=text)
         _settle(self.hello, False)
         _settle(self.started, False)
         _settle(self.died, death)
+
+
+def _unstarted(text: str, traceback: str = "", exit_code: int | None = None) -> Death:
+    return Death("start_failed", text, exit_code=exit_code, traceback=traceback, how="start_failed")
 
 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:

@@ -16,13 +16,27 @@ Children start in the order written and stop in reverse. A child's keys:
     restart     "permanent" always, "transient" only after an abnormal end, "temporary" never
     shutdown_s  seconds to stop before SIGKILL, or "infinity", or "brutal_kill" (SIGKILL at once). A supervisor waits
                 for its own children, each with its own time, so its child spec always reads "infinity", as in OTP
+    significant its end may end its supervisor, as that one's auto_shutdown says: "any" when a significant child ends by
+                itself, "all" when the last of them does. Never a permanent child, which has no end. Nor is it an end
+                to be stopped by hand or with a sibling
+    watchdog_s  seconds that a message may run without `ctx.progress()`, and the event loop may do nothing, before the
+                actor counts as hung: its stack is taken, it is killed, and that is an abnormal end (watchdog.py).
+                None: nobody looks. What `async` handlers wait for does not count
+    start_s     the same for `__init__` and `on_start`. None: as long as it takes, as in OTP
+    limits      a LimitsSpec: what it may use of the machine
+    snapshot    when the state of an actor that defines `snapshot` and `restore` is saved: loom/actor/snapshot.py
     instances   how many of it. More than 1: `workers` stands for the children workers.0, workers.1 ...
 
-A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start with a dot, and is not "node".
+A simple_one_for_one supervisor has one child spec, the template, and no child to begin with. `start_child` adds one,
+with further arguments behind the template's; a child that ends and is not restarted is forgotten.
+
+    SupervisorSpec(strategy="simple_one_for_one", children=(ChildSpec(Session, args=(db,), restart="temporary"),))
+
+A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start with a dot, and is neither "node" nor
+"root", which is the name of the node's first supervisor.
 What restarts when, and when a supervisor gives up: policy.py.
 
-Not available yet, and refused rather than ignored: simple_one_for_one, auto_shutdown other than "never", significant,
-watchdog_s, limits, mailbox policies other than "wait".
+Not available yet, and refused rather than ignored: mailbox policies other than "wait".
 """
 
 from __future__ import annotations
@@ -36,23 +50,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from loom.actor.limits import Limits
+from loom.actor.snapshot import Cadence
 from loom.errors import ConfigError
 
 Restart = Literal["permanent", "transient", "temporary"]
-Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
-AutoShutdown = Literal["never"]
+Strategy = Literal["one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one"]
+AutoShutdown = Literal["never", "any", "all"]
 Shutdown = float | Literal["infinity", "brutal_kill"]
 
 RESTARTS = ("permanent", "transient", "temporary")
-STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
-AUTO_SHUTDOWNS = ("never",)
+STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one")
+AUTO_SHUTDOWNS = ("never", "any", "all")
 SHUTDOWNS = ("infinity", "brutal_kill")
 MAILBOX_POLICIES = ("wait",)
 
 NAME_MAX_CHARS = 64
-RESERVED_NAMES = ("node",)
+ROOT = "root"
+"""Name of a node's first supervisor."""
+RESERVED_NAMES = ("node", ROOT)
 INSTANCES_MAX = 10_000
 """A guard against a slip of the finger: each instance is a process."""
+
+MEMORY_MIN_BYTES = 16 * 2**20
+"""Less would kill an actor that has nothing: it takes some 5 MiB, and NumPy's first calls as much again."""
+OPEN_FILES_MIN = 64
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _LATER = "not available yet"
@@ -90,30 +112,67 @@ class MailboxSpec(msgspec.Struct, frozen=True):
         _check_word(self, "policy", MAILBOX_POLICIES, later=("refuse", "drop_oldest"))
 
 
-class LimitsSpec(msgspec.Struct, frozen=True):
-    """What a child may use of the machine. Not available yet: anything but None is a ConfigError."""
+class LimitsSpec(Limits, frozen=True):
+    """What a child may use of the machine; None leaves it as the node has it. What it starts has the same again.
 
-    memory_bytes: int | None = None
-    open_files: int | None = None
+    memory_bytes       it is killed when it takes more ("memory_limit"); how exactly: loom/supervise/limits.py
+    memory_soft_bytes  a warning in log and stats, once for each crossing
+    cpu_s              whole seconds of CPU time an incarnation; then SIGXCPU, a second later SIGKILL ("cpu_limit")
+    open_files         descriptors; an actor needs some 30 for itself. Beyond it, `open` raises OSError in the actor
+    nice               -20 (first) to 19 (last); below the node's own takes privileges
+    cpus               the CPUs that it may run on, as (0, 1)
+
+    Raises: ConfigError for what is out of range, memory_soft_bytes above memory_bytes, or a CPU twice.
+    """
+
+    if TYPE_CHECKING:  # what may be passed is wider than what is kept
+
+        def __init__(
+            self,
+            memory_bytes: int | None = None,
+            memory_soft_bytes: int | None = None,
+            cpu_s: int | None = None,
+            open_files: int | None = None,
+            nice: int | None = None,
+            cpus: Sequence[int] | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
-        _check_unset(self, "memory_bytes", None)
-        _check_unset(self, "open_files", None)
+        least = {"memory_bytes": MEMORY_MIN_BYTES, "memory_soft_bytes": 1, "cpu_s": 1, "open_files": OPEN_FILES_MIN}
+        for field, minimum in least.items():
+            if getattr(self, field) is not None:
+                _check_int(self, field, minimum=minimum)
+        if self.nice is not None:
+            _check_int(self, "nice", minimum=-20, maximum=19)
+        hard, soft = self.memory_bytes, self.memory_soft_bytes
+        if hard is not None and soft is not None and soft > hard:
+            raise _wrong(self, "memory_soft_bytes", f"at most memory_bytes ({hard})", "give the smaller one here")
+        if self.cpus is not None:
+            self._check_cpus()
+
+    def _check_cpus(self) -> None:
+        cpus = self.cpus
+        whole = isinstance(cpus, (tuple, list)) and all(type(cpu) is int and cpu >= 0 for cpu in cpus)
+        if not cpus or not whole or len(set(cpus)) != len(cpus):
+            raise _wrong(self, "cpus", "a list of CPU numbers, each once", "write it as in cpus=(0, 1)")
+        _set(self, "cpus", tuple(cpus))
 
 
 class BackoffSpec(msgspec.Struct, frozen=True):
     """How long to wait before a restart: base_s, then factor times as long for each further one, at most cap_s.
 
-    Which restart it is, the supervisor's window says (see policy.py). base_s=0: no waiting. jitter=0.2 takes up to 20 %
-    off each delay, so that what died together does not come back together.
+    After reset_after_s without a restart, counted from the end of the last one's delay, it begins anew; None: after
+    the supervisor's within_s. base_s=0: no waiting. jitter=0.2 takes up to 20 % off each delay, so that what died
+    together does not come back together.
 
-    Raises: ConfigError unless base_s >= 0, factor >= 1, cap_s >= base_s and 0 <= jitter <= 1.
+    Raises: ConfigError unless base_s >= 0, factor >= 1, cap_s >= base_s, 0 <= jitter <= 1 and reset_after_s > 0.
     """
 
     base_s: float = 0.0
     factor: float = 2.0
     cap_s: float = 30.0
     jitter: float = 0.0
+    reset_after_s: float | None = None
 
     def __post_init__(self) -> None:
         _set(self, "base_s", _number(self, "base_s", "a number of seconds >= 0", lambda n: n >= 0))
@@ -122,6 +181,27 @@ class BackoffSpec(msgspec.Struct, frozen=True):
         base_s = self.base_s
         cap = f"a number of seconds >= base_s ({base_s:g})"
         _set(self, "cap_s", _number(self, "cap_s", cap, lambda n: n >= base_s))
+        if self.reset_after_s is not None:
+            expected = "a number of seconds > 0, or nothing"
+            _set(self, "reset_after_s", _number(self, "reset_after_s", expected, lambda n: n > 0))
+
+
+class SnapshotSpec(Cadence, frozen=True):
+    """When to save the state of an actor that defines `snapshot` and `restore`; loom/actor/snapshot.py says it all.
+
+    every_messages: after so many messages, before the last of them is answered. every_s: seconds. at_stop: when it is
+    stopped in order. None: not by that. `self.ctx.save()` saves at any time.
+
+    Raises: ConfigError unless every_messages >= 1 and every_s > 0, and at_stop is a truth value.
+    """
+
+    def __post_init__(self) -> None:
+        if self.every_messages is not None:
+            _check_int(self, "every_messages", minimum=1)
+        if self.every_s is not None:
+            _set(self, "every_s", _number(self, "every_s", "a number of seconds > 0", lambda n: n > 0))
+        if not isinstance(self.at_stop, bool):
+            raise _wrong(self, "at_stop", "true or false", "write it without quotes")
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
@@ -143,6 +223,8 @@ class ChildSpec(msgspec.Struct, frozen=True):
     watchdog_s: float | None = None
     mailbox: MailboxSpec = msgspec.field(default_factory=MailboxSpec)
     limits: LimitsSpec = msgspec.field(default_factory=LimitsSpec)
+    start_s: float | None = None
+    snapshot: SnapshotSpec = msgspec.field(default_factory=SnapshotSpec)
 
     if TYPE_CHECKING:  # what may be passed is wider than what is kept
 
@@ -159,6 +241,8 @@ class ChildSpec(msgspec.Struct, frozen=True):
             watchdog_s: float | None = None,
             mailbox: MailboxSpec = ...,
             limits: LimitsSpec = ...,
+            start_s: float | None = None,
+            snapshot: SnapshotSpec = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -177,10 +261,13 @@ class ChildSpec(msgspec.Struct, frozen=True):
             "ChildSpec", "name", self.name, longest=len(str(self.instances - 1)) + 1 if self.instances > 1 else 0
         )
         self._check_shutdown()
-        _check_unset(self, "significant", False)
-        _check_unset(self, "watchdog_s", None)
+        self._check_significant()
+        for field in ("watchdog_s", "start_s"):
+            if getattr(self, field) is not None:
+                _set(self, field, _number(self, field, "a number of seconds > 0", lambda n: n > 0))
         _check_kind(self, "mailbox", MailboxSpec)
         _check_kind(self, "limits", LimitsSpec)
+        _check_kind(self, "snapshot", SnapshotSpec)
         if self.supervisor is not None:
             self._check_supervisor_child()
 
@@ -191,14 +278,28 @@ class ChildSpec(msgspec.Struct, frozen=True):
             expected = 'a number of seconds >= 0, "infinity" or "brutal_kill"'
             _set(self, "shutdown_s", _number(self, "shutdown_s", expected, lambda n: n >= 0))
 
+    def _check_significant(self) -> None:
+        if not isinstance(self.significant, bool):
+            raise _wrong(self, "significant", "true or false", "write it without quotes")
+        if self.significant and self.restart == "permanent":
+            remedy = "set restart to 'transient' or 'temporary': a permanent child is restarted whenever it ends"
+            raise _wrong(self, "significant", "false, as restart is 'permanent'", remedy)
+
     def _check_supervisor_child(self) -> None:
         for field in ("args", "kwargs"):
             if getattr(self, field):
                 raise _wrong(self, field, "nothing, as the child is a supervisor", "give it to one of its children")
         if self.instances != 1:
             raise _wrong(self, "instances", "1, as the child is a supervisor", "set instances on its children")
-        if self.mailbox != MailboxSpec():
-            raise _wrong(self, "mailbox", "nothing, as the child is a supervisor", "set it on its children")
+        for field, default in (
+            ("mailbox", MailboxSpec()),
+            ("watchdog_s", None),
+            ("start_s", None),
+            ("limits", LimitsSpec()),
+            ("snapshot", SnapshotSpec()),
+        ):
+            if getattr(self, field) != default:
+                raise _wrong(self, field, "nothing, as the child is a supervisor", "set it on its children")
         if self.shutdown_s not in (5.0, "infinity"):
             raise _wrong(
                 self, "shutdown_s", '"infinity", as the child is a supervisor', "set shutdown_s on its children"
@@ -221,8 +322,11 @@ class ChildSpec(msgspec.Struct, frozen=True):
 class SupervisorSpec(msgspec.Struct, frozen=True):
     """A supervisor and its children: it gives up when it has restarted more than max_restarts times within within_s.
 
+    auto_shutdown: whether the end of a significant child ends it, see this module's docstring. OTP's own words
+    "any_significant" and "all_significant" are taken, too, and kept as "any" and "all".
+
     Raises: ConfigError naming the field, what was expected, what was got, and the remedy; also when two children
-        anywhere below share a name.
+        anywhere below share a name, a child is significant for nothing, or a template is more than one actor.
     """
 
     strategy: Strategy = "one_for_one"
@@ -233,10 +337,12 @@ class SupervisorSpec(msgspec.Struct, frozen=True):
     backoff: BackoffSpec = msgspec.field(default_factory=BackoffSpec)
 
     def __post_init__(self) -> None:
-        _check_word(self, "strategy", STRATEGIES, later=("simple_one_for_one",))
+        _check_word(self, "strategy", STRATEGIES)
         _check_int(self, "max_restarts", minimum=0)
         _set(self, "within_s", _number(self, "within_s", "a number of seconds > 0", lambda n: n > 0))
-        _check_word(self, "auto_shutdown", AUTO_SHUTDOWNS, later=("any", "all"))
+        if self.auto_shutdown in ("any_significant", "all_significant"):
+            _set(self, "auto_shutdown", self.auto_shutdown.removesuffix("_significant"))
+        _check_word(self, "auto_shutdown", AUTO_SHUTDOWNS)
         _check_kind(self, "backoff", BackoffSpec)
         if not isinstance(self.children, (tuple, list)):
             raise _wrong(self, "children", "a list of ChildSpec", "write children=(ChildSpec(...),)")
@@ -245,6 +351,10 @@ class SupervisorSpec(msgspec.Struct, frozen=True):
                 remedy = "wrap it: ChildSpec(...)"
                 raise SpecError("SupervisorSpec", f"children[{index}]", "a ChildSpec", show(child), remedy)
         _set(self, "children", tuple(self.children))
+        for index, child in enumerate(self.children):
+            check_significant(self.auto_shutdown, child.significant, f"children[{index}].")
+        if self.strategy == "simple_one_for_one":
+            _check_template(self)
         _check_unique(self)
 
 
@@ -257,6 +367,15 @@ def walk(spec: SupervisorSpec, place: tuple[int, ...] = ()) -> Iterator[tuple[tu
         yield (*place, index), child
         if child.supervisor is not None:
             yield from walk(child.supervisor, (*place, index))
+
+
+def check_significant(auto_shutdown: AutoShutdown, significant: bool, where: str = "") -> None:
+    """Refuse a child that is significant to a supervisor that does not care. Raises: ConfigError."""
+    if significant and auto_shutdown == "never":
+        expected = "false, as the supervisor's auto_shutdown is 'never'"
+        remedy = "set auto_shutdown to 'any' or 'all', or leave significant out"
+        owner = "SupervisorSpec" if where else "ChildSpec"
+        raise SpecError(owner, f"{where}significant", expected, show(significant), remedy)
 
 
 def default_name(actor: type[Any] | str | SupervisorSpec) -> str:
@@ -381,6 +500,21 @@ def _check_actor(spec: ChildSpec) -> None:
         expected = 'a loom.Actor class, "module:Class" or a SupervisorSpec'
         kind = type(actor).__name__
         raise _wrong(spec, "actor", expected, f"pass a class and its arguments, as in ChildSpec({kind}, args=(...))")
+
+
+def _check_template(spec: SupervisorSpec) -> None:
+    expected = "one child spec, the template, as strategy is 'simple_one_for_one'"
+    if len(spec.children) != 1:
+        got = "none" if not spec.children else f"{len(spec.children)} of them"
+        raise SpecError("SupervisorSpec", "children", expected, got, "leave one, or choose another strategy")
+    (template,) = spec.children
+    if template.supervisor is not None:
+        remedy = "names are unique on a node, so no two supervisors can have the same children: choose another strategy"
+        raise SpecError("SupervisorSpec", "children[0].actor", "an actor, as it is a template", "a supervisor", remedy)
+    if template.instances != 1:
+        got = show(template.instances)
+        remedy = "start as many as you like with start_child"
+        raise SpecError("SupervisorSpec", "children[0].instances", "1, as it is a template", got, remedy)
 
 
 def _check_unique(spec: SupervisorSpec) -> None:

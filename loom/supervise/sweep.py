@@ -78,7 +78,7 @@ def _carries(pid: int, cookie: str) -> bool:
 
 
 def remove_shared_memory(arena_name: str) -> None:
-    """Unlink a dead node's arena and status board."""
+    """Unlink a dead node's arena, with what it spilled, and its status board."""
     destroy_files(arena_name)
     (Path("/dev/shm") / f"{arena_name}.board").unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
-from loom.supervise import sweep
+from loom.supervise import cgroup, sweep
 
 
 def preload() -> None:
@@ -34,6 +34,7 @@ def preload() -> None:
     import zmq
 
     import loom.actor.child
+    import loom.store
 
     del asyncio, logging, traceback, cloudpickle, numpy, uvloop, zmq, loom
 
@@ -60,6 +61,7 @@ def main(requests_fd: int, folder: str, arena_name: str, cookie: str) -> NoRetur
         for fd in fds:
             os.close(fd)
     sweep.kill_all(cookie)
+    cgroup.clear(cookie)
     sweep.remove_shared_memory(arena_name)
     lock_fd = sweep.lock(Path(folder))
     if lock_fd is not None:  # else a new node has the name already, and has cleared up

@@ -286,18 +286,20 @@ class _Pieces:
 
 
 def dumps_order(cls: type | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """A class and what it is called with, all in one pickle without buffers beside it.
+    """A class and what it is called with, as `dumps` has it. Raises: NotSendable (L1004)."""
+    return dumps((cls, args, kwargs), "the actor's class or arguments")
 
-    Raises: NotSendable (L1004).
-    """
+
+def dumps(value: Any, what: str) -> bytes:
+    """A value in one pickle, without buffers beside it. `what`: for the error's text. Raises: NotSendable (L1004)."""
     out = io.BytesIO()
     try:
-        _Pickler(out, protocol=5).dump((cls, args, kwargs))
+        _Pickler(out, protocol=5).dump(value)
         return out.getvalue()
     except (_ByValue, pickle.PicklingError):
-        return dumps_by_value((cls, args, kwargs), None, "the actor's class or arguments")
+        return dumps_by_value(value, None, what)
     except Exception as error:
-        raise NotSendable(f"the actor's class or arguments cannot be sent: {type(error).__name__}: {error}") from error
+        raise NotSendable(f"{what} cannot be sent: {type(error).__name__}: {error}") from error
 
 
 def dumps_by_value(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, what: str) -> bytes:

@@ -10,7 +10,7 @@ import traceback
 from typing import Any
 
 from loom import errors
-from loom.errors import ActorDied, LoomError, RemoteError
+from loom.errors import ActorDied, ChildError, LoomError, RemoteError
 
 _BY_CODE: dict[str, type[LoomError]] = {
     found.code: found
@@ -28,6 +28,8 @@ def refusal(error: LoomError) -> dict[str, Any]:
     if isinstance(error, ActorDied):
         body["started"] = error.started
         body["cause"] = _text(error.cause)
+    elif isinstance(error, ChildError):
+        body["reason"] = error.reason
     return body
 
 
@@ -50,6 +52,8 @@ def from_wire(body: Any, actor: str) -> LoomError:
         return RemoteError(str(body.get("type", code)), message, str(body.get("traceback", "")), actor)
     if code == ActorDied.code:
         return ActorDied(message, started=body.get("started"), cause=str(body.get("cause", "")))
+    if code == ChildError.code:
+        return ChildError(message, reason=str(body.get("reason", "")))
     return _BY_CODE[code](message)
 
 

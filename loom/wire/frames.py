@@ -34,11 +34,12 @@ encode_bytes = msgspec.msgpack.Encoder().encode
 decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
 
-def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> list[Any]:
+def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int, deadline: float = 0.0) -> list[Any]:
     """Frames of one message; sets `encoding`, `body` and `buffers` of the envelope.
 
     `receiver`: the peer's arena participant, -1 when it has none. An array that lives in the arena is sealed by this:
-    it turns read-only for its sender too.
+    it turns read-only for its sender too. `deadline`: until when it may wait for room in the arena, where the policy is
+    to wait; 0 for that of the envelope.
     Raises: ArenaFull (L3003) when a buffer finds no room; NotSendable (L1004) when it would need the arena.
     """
     envelope.encoding = body.encoding
@@ -59,7 +60,7 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
         for buffer in body.buffers:
             size_bytes = buffer.nbytes if hasattr(buffer, "nbytes") else memoryview(buffer).nbytes
             if shared is not None and size_bytes >= ARENA_BYTES:
-                reference, copied = shared.send(buffer, receiver)
+                reference, copied = shared.send(buffer, receiver, None, deadline or envelope.deadline)
                 places.append(reference)
                 if not copied:
                     seal(buffer)
@@ -71,7 +72,7 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int) -> 
             places.append(None)
         if envelope.bulk_body:
             assert shared is not None
-            places.append(shared.send(data, receiver)[0])
+            places.append(shared.send(data, receiver, None, deadline or envelope.deadline)[0])
     except BaseException:
         recall(places, arena)
         raise

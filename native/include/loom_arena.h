@@ -16,6 +16,8 @@
  *   /dev/shm/<name>.ctl         the control file, mapped read-write by everyone
  *   /dev/shm/<name>.<sequence>  one per segment, decimal: a control part (read-write for all), then the data part
  *                               (read-write for the owner, mapped from a read-only descriptor by everybody else)
+ *   <spill>/<sequence>          likewise, one per segment that found no room in memory; <spill> is a folder that the
+ *                               control file names, see "Spilling"
  *   <name> matches [A-Za-z0-9_-]{1,LOOM_NAME_MAX}. Pages are reserved (posix_fallocate) before anything touches
  *   them, so running out of memory is the return code LOOM_E_FULL and never a SIGBUS.
  *
@@ -55,6 +57,25 @@
  *   The segment of a dead owner is ORPHANED: nothing is allocated in it, and the node removes it once nobody holds a
  *   block.
  *
+ * When there is no room
+ *   The control file says what the arena's users do then: wait for room (LOOM_FULL_WAIT; for `wait_ns`, or until the
+ *   deadline of the message), fail at once (LOOM_FULL_RAISE), or spill. The core itself never waits, it spills.
+ *
+ * Spilling
+ *   With LOOM_FULL_SPILL a lease for which there is no room in memory, by the budget or by /dev/shm, is served from a
+ *   segment whose file lies in the folder <spill>: slower, and otherwise like any other. Such an entry has its bytes in
+ *   `spilled` and 0 in `size`, so that it counts for no budget; what bounds it is the room on that disk, reserved like
+ *   that in memory. `spilled` is stored before the sequence, and cleared after it: whoever reads a sequence and then
+ *   `spilled` either knows in which folder the file is, or finds no file of that number and takes the reference for
+ *   stale. Memory is tried first at every lease, and a spilled segment is given back as soon as no block in it is
+ *   held: its owner keeps none warm.
+ *   <spill> is /<folder>/<name>.spill, mode 0700, made by loom_arena_create and locked (flock, exclusive, on the folder
+ *   itself) by the node for as long as it lives; it contains nothing but segments. Who destroys the arena removes it
+ *   before the control file, which names it. Where the control file is gone too, after a reboot, the lock tells a dead
+ *   arena's folder from a living one's: loom_arena_clear_spill.
+ *   A disk that fails while it is read is a SIGBUS, as for any mapped file. On copy-on-write file systems (btrfs, ZFS)
+ *   a reservation need not hold, and running out of room there may be one too.
+ *
  * Leases: who holds a block
  *   `holders` has one bit for each participant, set by fetch_or, cleared by fetch_and: both can be repeated, so a
  *   process killed anywhere leaves no doubt about what is to be undone. Inside a process a private count says how
@@ -93,7 +114,7 @@
  *   The node calls loom_arena_reap for a dead participant. Tokens addressed to it are revoked, its own are revoked
  *   (or, within a grace period that the caller decides on, left for their receivers); then its bit is cleared in
  *   every block without such a token, its segments are orphaned or removed, and when no token is left its slot is
- *   freed, in this order. Every step can be repeated after a kill.
+ *   freed, in this order. Every step can be repeated after a kill. What that brought back is counted in `reclaimed`.
  *   When the node itself dies the arena is dead: loom_arena_destroy_files removes what it left, by name.
  *
  * Fork
@@ -125,9 +146,10 @@
 
 #define LOOM_CONTROL_MAGIC UINT64_C(0x314c54434d4f4f4c) /* the bytes "LOOMCTL1" */
 #define LOOM_SEGMENT_MAGIC UINT64_C(0x314745534d4f4f4c) /* the bytes "LOOMSEG1" */
-#define LOOM_LAYOUT_VERSION 1u                          /* goes up with any change below */
+#define LOOM_LAYOUT_VERSION 2u                          /* goes up with any change below */
 
 #define LOOM_NAME_MAX 96u
+#define LOOM_SPILL_SIZE 1024u /* bytes for the spill folder's path */
 #define LOOM_PARTICIPANTS 1024u
 #define LOOM_SEGMENTS 1024u
 #define LOOM_TOKENS 2048u     /* references in flight from one participant */
@@ -159,6 +181,9 @@ enum loom_segment_state {
     LOOM_SEGMENT_CLOSING = 4
 };
 
+/* What to do when there is no room: loom_control.full */
+enum loom_full { LOOM_FULL_WAIT = 0, LOOM_FULL_RAISE = 1, LOOM_FULL_SPILL = 2 };
+
 enum loom_block_state { LOOM_BLOCK_FREE = 0, LOOM_BLOCK_LEASED = 1 };
 
 enum loom_token_state {
@@ -175,6 +200,16 @@ struct loom_counters {
     _Atomic uint64_t references_sent;
     _Atomic uint64_t references_accepted;
     _Atomic uint64_t leases;
+    _Atomic uint64_t blocks_spilled;      /* leases that were served from the spill folder, and their bytes */
+    _Atomic uint64_t bytes_spilled;
+};
+
+/* What reap and sweep took back from participants that are gone. The node alone writes it. */
+struct loom_reclaimed {
+    _Atomic uint64_t bytes;      /* of those blocks */
+    _Atomic uint64_t blocks;     /* that nobody holds any more, now that a dead holder's bit is cleared */
+    _Atomic uint64_t references; /* in flight, from the dead or to them, that were revoked */
+    _Atomic uint64_t segments;   /* removed, of owners that are gone */
 };
 
 struct loom_control {
@@ -187,7 +222,7 @@ struct loom_control {
     uint32_t participants;   /* 48  LOOM_PARTICIPANTS */
     uint32_t segments;       /* 52  LOOM_SEGMENTS */
     uint32_t tokens;         /* 56  LOOM_TOKENS */
-    uint32_t reserved0;      /* 60 */
+    uint32_t full;           /* 60  enum loom_full */
     _Atomic uint64_t next_sequence;   /* 64   number of the next segment file, from 1; fetch_add */
     uint64_t reserved1[7];
     _Atomic uint64_t next_generation; /* 128  of the next lease, from 1; fetch_add */
@@ -196,7 +231,11 @@ struct loom_control {
     _Atomic uint64_t pressure;        /* 200  CLOCK_MONOTONIC ns of the latest lease without room: give back */
     uint64_t reserved3[6];
     struct loom_counters retired;     /* 256  of participants that are gone */
-    uint64_t reserved4[475];
+    struct loom_reclaimed reclaimed;  /* 312 */
+    uint64_t wait_ns;                 /* 344  how long to wait for room where no deadline says it; LOOM_FULL_WAIT */
+    uint64_t reserved4[212];
+    char spill[LOOM_SPILL_SIZE];      /* 2048 the folder of spilled segments, absolute, ends in a zero; "" for none */
+    uint64_t reserved5[128];
 };
 
 struct loom_participant {
@@ -205,14 +244,15 @@ struct loom_participant {
     _Atomic uint32_t tokens_reserved; /* 16  tokens of its table that have memory */
     uint32_t reserved0;
     struct loom_counters counters;    /* 24 */
-    uint64_t reserved1[8];
+    uint64_t reserved1[6];
 };
 
 struct loom_segment_entry {
     _Atomic uint64_t word;     /* 0   generation << 24 | owner << 8 | state */
     _Atomic uint64_t size;     /* 8   bytes of the data part, 0 when free */
     _Atomic uint64_t sequence; /* 16  names the file, 0 while there is none */
-    uint64_t reserved[5];
+    _Atomic uint64_t spilled;  /* 24  bytes of the data part when the file is in the spill folder, and `size` 0 */
+    uint64_t reserved[4];
 };
 
 struct loom_token {
@@ -243,14 +283,16 @@ struct loom_block {
     _Atomic uint64_t size;         /* 16  bytes asked for */
     _Atomic uint64_t generation;   /* 24  of the lease; unique in the arena */
     _Atomic uint64_t acquisitions; /* 32  see "Leases" */
-    uint64_t reserved1[3];
+    _Atomic uint64_t leased_ns;    /* 40  when it was leased: CLOCK_MONOTONIC, some 10 ms behind at the most */
+    uint64_t reserved1[2];
     _Atomic uint64_t holders[LOOM_HOLDER_WORDS]; /* 64  participant p is bit p % 64 of word p / 64 */
 };
 
 #define LOOM_FROZEN(type, field, at) _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(_Atomic uint64_t) == 8, "64-bit atomics must be lock-free");
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && sizeof(_Atomic uint32_t) == 4, "32-bit atomics must be lock-free");
-_Static_assert(sizeof(struct loom_counters) == 40, "loom_counters");
+_Static_assert(sizeof(struct loom_counters) == 56, "loom_counters");
+_Static_assert(sizeof(struct loom_reclaimed) == 32, "loom_reclaimed");
 _Static_assert(sizeof(struct loom_control) == 4096, "loom_control");
 _Static_assert(sizeof(struct loom_participant) == 128, "loom_participant");
 _Static_assert(sizeof(struct loom_segment_entry) == 64, "loom_segment_entry");
@@ -265,6 +307,12 @@ LOOM_FROZEN(loom_counters, bytes_copied, 8);
 LOOM_FROZEN(loom_counters, references_sent, 16);
 LOOM_FROZEN(loom_counters, references_accepted, 24);
 LOOM_FROZEN(loom_counters, leases, 32);
+LOOM_FROZEN(loom_counters, blocks_spilled, 40);
+LOOM_FROZEN(loom_counters, bytes_spilled, 48);
+LOOM_FROZEN(loom_reclaimed, bytes, 0);
+LOOM_FROZEN(loom_reclaimed, blocks, 8);
+LOOM_FROZEN(loom_reclaimed, references, 16);
+LOOM_FROZEN(loom_reclaimed, segments, 24);
 LOOM_FROZEN(loom_control, magic, 0);
 LOOM_FROZEN(loom_control, version, 8);
 LOOM_FROZEN(loom_control, header_size, 12);
@@ -274,11 +322,15 @@ LOOM_FROZEN(loom_control, boot_id, 32);
 LOOM_FROZEN(loom_control, participants, 48);
 LOOM_FROZEN(loom_control, segments, 52);
 LOOM_FROZEN(loom_control, tokens, 56);
+LOOM_FROZEN(loom_control, full, 60);
 LOOM_FROZEN(loom_control, next_sequence, 64);
 LOOM_FROZEN(loom_control, next_generation, 128);
 LOOM_FROZEN(loom_control, epoch, 192);
 LOOM_FROZEN(loom_control, pressure, 200);
 LOOM_FROZEN(loom_control, retired, 256);
+LOOM_FROZEN(loom_control, reclaimed, 312);
+LOOM_FROZEN(loom_control, wait_ns, 344);
+LOOM_FROZEN(loom_control, spill, 2048);
 LOOM_FROZEN(loom_participant, word, 0);
 LOOM_FROZEN(loom_participant, start_time, 8);
 LOOM_FROZEN(loom_participant, tokens_reserved, 16);
@@ -286,6 +338,7 @@ LOOM_FROZEN(loom_participant, counters, 24);
 LOOM_FROZEN(loom_segment_entry, word, 0);
 LOOM_FROZEN(loom_segment_entry, size, 8);
 LOOM_FROZEN(loom_segment_entry, sequence, 16);
+LOOM_FROZEN(loom_segment_entry, spilled, 24);
 LOOM_FROZEN(loom_token, word, 0);
 LOOM_FROZEN(loom_token, segment, 8);
 LOOM_FROZEN(loom_token, block, 12);
@@ -304,6 +357,7 @@ LOOM_FROZEN(loom_block, offset, 8);
 LOOM_FROZEN(loom_block, size, 16);
 LOOM_FROZEN(loom_block, generation, 24);
 LOOM_FROZEN(loom_block, acquisitions, 32);
+LOOM_FROZEN(loom_block, leased_ns, 40);
 LOOM_FROZEN(loom_block, holders, 64);
 #undef LOOM_FROZEN
 
@@ -311,7 +365,8 @@ LOOM_FROZEN(loom_block, holders, 64);
 
 enum loom_code {
     LOOM_OK = 0,
-    LOOM_E_FULL = -1,      /* over the budget, or /dev/shm has no pages left; may pass when somebody releases */
+    LOOM_E_FULL = -1,      /* over the budget, or /dev/shm has no pages left, and the spill folder, if there is one,
+                            * has no room either; may pass when somebody releases */
     LOOM_E_TOKENS = -2,    /* LOOM_TOKENS references of this process are in flight; passes when one is accepted */
     LOOM_E_STALE = -3,     /* the reference is revoked, taken, outlived, out of bounds, or never was one */
     LOOM_E_CORRUPT = -4,   /* a file is no arena file, or its numbers contradict each other */
@@ -363,9 +418,10 @@ typedef struct loom_reference {
 
 typedef struct loom_stats {
     uint64_t budget_bytes;
-    uint64_t reserved_bytes; /* data parts of all segments */
+    uint64_t reserved_bytes; /* data parts of all segments in memory */
     uint64_t control_bytes;  /* bookkeeping on top of that */
-    uint64_t in_use_bytes;   /* of blocks that somebody holds, or that their owner has not looked at since */
+    uint64_t in_use_bytes;   /* of blocks that somebody holds, or that their owner has not looked at since, spilled
+                              * ones too */
     uint64_t segments;
     uint64_t orphaned;       /* segments among them whose owner is gone */
     uint64_t blocks;
@@ -377,6 +433,16 @@ typedef struct loom_stats {
     uint64_t references_accepted;
     uint64_t leases;
     uint64_t free_bytes;     /* of the file system under the arena */
+    uint64_t spilled_blocks; /* blocks among `blocks` that lie in the spill folder */
+    uint64_t spilled_bytes;  /* of them */
+    uint64_t spill_reserved_bytes; /* data parts of the segments there */
+    uint64_t spill_free_bytes;     /* of the file system under the spill folder; 0 when there is none */
+    uint64_t blocks_spilled;       /* since the start */
+    uint64_t bytes_spilled;
+    uint64_t reclaimed_bytes; /* struct loom_reclaimed */
+    uint64_t reclaimed_blocks;
+    uint64_t reclaimed_references;
+    uint64_t reclaimed_segments;
 } loom_stats;
 
 typedef struct loom_participant_info {
@@ -391,13 +457,12 @@ typedef struct loom_segment_info {
     uint32_t index;
     uint32_t state;    /* enum loom_segment_state, never FREE; of a damaged table anything below 256 */
     uint32_t owner;    /* participant, the node for an orphan; of a damaged table anything up to 0xffff */
-    uint32_t reserved;
+    uint32_t spilled;  /* 1: its file is in the spill folder */
     uint64_t sequence; /* names the file; 0 while there is none */
     uint64_t size;     /* bytes of the data part */
 } loom_segment_info;
 
-/* One block that somebody holds. There is no time in the layout, hence no age; but generations only rise, so the block
- * with the lowest one has been held for longest. */
+/* One block that somebody holds. */
 typedef struct loom_block_info {
     uint32_t segment;
     uint32_t block;
@@ -405,12 +470,21 @@ typedef struct loom_block_info {
     uint32_t reserved;
     uint64_t size;       /* bytes asked for; no more than the data part has, whatever the descriptor says */
     uint64_t generation;
+    uint64_t age_ns; /* since the lease */
     uint64_t holders[LOOM_HOLDER_WORDS]; /* at least one bit is set; as in struct loom_block */
 } loom_block_info;
 
-/* Make an arena and take row 0.
- * OK, E_USAGE (name), E_EXISTS, E_FULL (no pages for the control file), E_OS, E_MEMORY. */
-int loom_arena_create(const char *name, uint64_t budget, loom_arena **out);
+/* What an arena's users do when there is no room. */
+typedef struct loom_policy {
+    uint32_t full;      /* enum loom_full */
+    uint64_t wait_ns;
+    const char *folder; /* where the spill folder is made, an absolute path; NULL unless `full` is LOOM_FULL_SPILL */
+} loom_policy;
+
+/* Make an arena and take row 0. `policy` NULL: LOOM_FULL_WAIT, for one second.
+ * OK, E_USAGE (name, policy), E_EXISTS, E_FULL (no pages for the control file), E_OS (also: the spill folder cannot be
+ * made, or its file system cannot reserve, EOPNOTSUPP), E_MEMORY. */
+int loom_arena_create(const char *name, uint64_t budget, const loom_policy *policy, loom_arena **out);
 
 /* Take part in an arena.
  * OK, E_USAGE, E_NOT_FOUND, E_VERSION, E_CORRUPT, E_DENIED, E_SLOTS, E_FULL (no page for tokens), E_OS, E_MEMORY. */
@@ -428,10 +502,13 @@ void loom_arena_abandon(loom_arena *arena);
 uint32_t loom_arena_participant(const loom_arena *arena);
 uint64_t loom_arena_budget(const loom_arena *arena);
 const char *loom_arena_name(const loom_arena *arena);
+uint32_t loom_arena_full(const loom_arena *arena); /* enum loom_full */
+uint64_t loom_arena_wait_ns(const loom_arena *arena);
+const char *loom_arena_spill(const loom_arena *arena); /* the spill folder, "" for none */
 
 /* Reserve one block of `size` bytes (0 is allowed); its bytes are whatever was there before. Warm space is taken
  * first; otherwise a segment is made: 4 MiB, doubling to 64 MiB, at least the request, smaller where the budget is
- * short.
+ * short; otherwise the block is spilled, if that is the policy, into segments of 4 MiB or the request.
  * OK, E_FULL, E_SLOTS (segment table), E_FORKED, E_CLOSED, E_OS, E_MEMORY. No system call when warm space is
  * found. */
 int loom_arena_lease(loom_arena *arena, uint64_t size, loom_view *out);
@@ -468,9 +545,10 @@ int loom_arena_count_copied(loom_arena *arena, uint64_t bytes);
 
 /* Reclaim resolved tokens and freed blocks now; unmap segments that are gone; give wholly free segments back when
  * somebody found no room since the last call, or when they idled for 10 s (one of the first size is kept). Processes
- * that idle should call this now and then: the hold of a delivered reference ends when its sender looks. OK,
+ * that idle should call this now and then: the hold of a delivered reference ends when its sender looks. `open`
+ * (NULL for nobody): own references in flight, and own blocks that are spilled: what is worth another look soon. OK,
  * E_FORKED, E_CLOSED. */
-int loom_arena_collect(loom_arena *arena);
+int loom_arena_collect(loom_arena *arena, uint64_t *open);
 
 /* Collect, then give back every wholly free own segment. `bytes`: data bytes given back. OK, E_FORKED, E_CLOSED. */
 int loom_arena_trim(loom_arena *arena, uint64_t *bytes);
@@ -488,8 +566,13 @@ int loom_arena_sweep(loom_arena *arena);
 /* Node only: unlink all files of the arena; mappings stay until their views go. OK, E_USAGE, E_FORKED, E_CLOSED. */
 int loom_arena_destroy(loom_arena *arena);
 
-/* Unlink all files of a dead arena. `count`: how many. OK, E_USAGE (name), E_OS. */
+/* Unlink all files of a dead arena, and the spill folder that its control file names. `count`: how many. OK, E_USAGE
+ * (name), E_OS (another user's, among others; what is ours is gone all the same). */
 int loom_arena_destroy_files(const char *name, uint64_t *count);
+
+/* Remove the spill folders in `folder` of this user's arenas that are dead: those that nobody has locked. `count`: how
+ * many. OK, E_OS (the folder cannot be read). */
+int loom_arena_clear_spill(const char *folder, uint64_t *count);
 
 /* OK, E_FORKED, E_CLOSED. Walks every table: for people, not for every message. */
 int loom_arena_stats(loom_arena *arena, loom_stats *out);
@@ -520,6 +603,7 @@ int loom_process_start_time(uint32_t pid, uint64_t *ticks);
 
 /* Each name marks an instant between two changes that others can see. When the hook is set, it is called there. */
 #define LOOM_STEPS(X)                                                                                                \
+    X(CREATE_FOLDER) X(CREATE_LINKED)                                                                                \
     X(CLAIM_TAKEN) X(CLAIM_RESERVED) X(CLAIM_ACTIVE)                                                                 \
     X(SEGMENT_CLAIMED) X(SEGMENT_SIZED) X(SEGMENT_NUMBERED) X(SEGMENT_CREATED) X(SEGMENT_RESERVED)                   \
     X(SEGMENT_INITIALISED) X(SEGMENT_LIVE)                                                                           \
@@ -530,7 +614,8 @@ int loom_process_start_time(uint32_t pid, uint64_t *ticks);
     X(RELEASE_BEGUN) X(RELEASE_CLEARED) X(SCAN_HALFWAY) X(RELEASE_FREED)                                             \
     X(GIVE_CLOSING) X(GIVE_PUNCHED) X(GIVE_UNLINKED) X(GIVE_CLEARED) X(GIVE_FREED)                                   \
     X(CLOSE_BEGUN) X(CLOSE_GIVEN) X(CLOSE_REVOKED) X(CLOSE_FREED)                                                    \
-    X(REAP_MARKED) X(REAP_ADDRESSED) X(REAP_TOKENS) X(REAP_BITS) X(REAP_SEGMENTS) X(SLOT_RETIRED) X(REAP_FREED)
+    X(REAP_MARKED) X(REAP_ADDRESSED) X(REAP_TOKENS) X(REAP_BITS) X(REAP_SEGMENTS) X(SLOT_RETIRED) X(REAP_FREED) \
+    X(DESTROY_SPILL) X(DESTROY_SEGMENTS) X(DESTROY_CONTROL)
 
 enum loom_step {
 #define LOOM_STEP_ENUM(name) LOOM_STEP_##name,

@@ -9,8 +9,8 @@
  * Conventions are those of loom_arena.h: fixed-width little-endian integers, offsets and no pointers, memory order with
  * each step. Sizes and positions that the other side writes are checked before they are used.
  *
- * File /dev/shm/<name>.mail (mode 0600), sparse
- *   [0, 4096)                                     struct loom_mail
+ * File /dev/shm/<name>.inbox (mode 0600), sparse
+ *   [0, 4096)                                     struct loom_inbox_head
  *   LOOM_LANES_OFFSET + lane * LOOM_LANE_SIZE     struct loom_lane_control, padded to a page; then the ring of
  *                                                 requests, LOOM_RING_SIZE bytes; then that of answers
  *   The lane's number is the sender's participant index. Whoever opens a lane reserves its pages (posix_fallocate)
@@ -69,21 +69,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOM_MAIL_MAGIC UINT64_C(0x314c49414d4f4f4c) /* the bytes "LOOMAIL1" */
-#define LOOM_MAIL_VERSION 1u
+#define LOOM_INBOX_MAGIC UINT64_C(0x31424e494d4f4f4c) /* the bytes "LOOMINB1" */
+#define LOOM_INBOX_VERSION 1u
 #define LOOM_LANES 1024u
 #define LOOM_LANES_OFFSET 4096u
 #define LOOM_LANE_CONTROL 4096u
 #define LOOM_RING_SIZE 32768u
 #define LOOM_LANE_SIZE (LOOM_LANE_CONTROL + 2u * LOOM_RING_SIZE)
-#define LOOM_MAIL_SIZE (LOOM_LANES_OFFSET + (uint64_t)LOOM_LANES * LOOM_LANE_SIZE)
+#define LOOM_INBOX_SIZE (LOOM_LANES_OFFSET + (uint64_t)LOOM_LANES * LOOM_LANE_SIZE)
 #define LOOM_RECORD_HEADER 8u
 #define LOOM_RECORD_MAX (LOOM_RING_SIZE / 2u - LOOM_RECORD_HEADER) /* bytes of one message */
 
 enum loom_record_kind { LOOM_RECORD_DATA = 1, LOOM_RECORD_PAD = 2 };
 
-struct loom_mail {
-    _Atomic uint64_t magic;    /* 0   LOOM_MAIL_MAGIC, stored last (release) */
+struct loom_inbox_head {
+    _Atomic uint64_t magic;    /* 0   LOOM_INBOX_MAGIC, stored last (release) */
     uint32_t version;          /* 8 */
     uint32_t lanes;            /* 12  LOOM_LANES */
     uint32_t lane_size;        /* 16  LOOM_LANE_SIZE */
@@ -112,15 +112,15 @@ struct loom_lane_control {
 
 #define LOOM_FROZEN(type, field, at) _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics must be lock-free");
-_Static_assert(sizeof(struct loom_mail) == LOOM_LANES_OFFSET, "loom_mail");
+_Static_assert(sizeof(struct loom_inbox_head) == LOOM_LANES_OFFSET, "loom_inbox_head");
 _Static_assert(sizeof(struct loom_lane_control) == LOOM_LANE_CONTROL, "loom_lane_control");
-LOOM_FROZEN(loom_mail, magic, 0);
-LOOM_FROZEN(loom_mail, version, 8);
-LOOM_FROZEN(loom_mail, lanes, 12);
-LOOM_FROZEN(loom_mail, lane_size, 16);
-LOOM_FROZEN(loom_mail, ring_size, 20);
-LOOM_FROZEN(loom_mail, sleeping, 64);
-LOOM_FROZEN(loom_mail, ready, 128);
+LOOM_FROZEN(loom_inbox_head, magic, 0);
+LOOM_FROZEN(loom_inbox_head, version, 8);
+LOOM_FROZEN(loom_inbox_head, lanes, 12);
+LOOM_FROZEN(loom_inbox_head, lane_size, 16);
+LOOM_FROZEN(loom_inbox_head, ring_size, 20);
+LOOM_FROZEN(loom_inbox_head, sleeping, 64);
+LOOM_FROZEN(loom_inbox_head, ready, 128);
 LOOM_FROZEN(loom_lane_control, request_tail, 0);
 LOOM_FROZEN(loom_lane_control, answer_head, 8);
 LOOM_FROZEN(loom_lane_control, request_head, 64);
@@ -151,35 +151,38 @@ const char *loom_ring_text(int code); /* one English sentence without a full sto
 
 /* --- The receiver ----------------------------------------------------------------------------------------------- */
 
-typedef struct loom_mailbox loom_mailbox;
+typedef struct loom_inbox loom_inbox;
 
-/* Make /dev/shm/<name>.mail and the FIFO <bells>.bell. An existing FIFO is used, an existing file is OS with EEXIST.
+/* Make /dev/shm/<name>.inbox and the FIFO <bells>.bell. An existing FIFO is used, an existing file is OS with EEXIST.
  * OK, USAGE, FULL, OS, MEMORY. */
-int loom_mailbox_create(const char *name, const char *bells, loom_mailbox **out);
+int loom_inbox_create(const char *name, const char *bells, loom_inbox **out);
 
 /* Unmap, close, and unlink both. */
-void loom_mailbox_close(loom_mailbox *mailbox);
+void loom_inbox_close(loom_inbox *mailbox);
 
-int loom_mailbox_bell(const loom_mailbox *mailbox); /* to wait on: readable means wake() and look */
+int loom_inbox_bell(const loom_inbox *mailbox); /* to wait on: readable means wake() and look */
 
-/* The next message, and whose it is. `data` points into the ring: copy, then call loom_mailbox_take.
+/* The next message, and whose it is. `data` points into the ring: copy, then call loom_inbox_take.
  * OK, EMPTY, CORRUPT (that lane is not looked at again; `lane` says which), FULL or OS (no page for that lane). */
-int loom_mailbox_next(loom_mailbox *mailbox, uint32_t *lane, const void **data, uint32_t *size);
+int loom_inbox_next(loom_inbox *mailbox, uint32_t *lane, const void **data, uint32_t *size);
 
 /* The message that `next` has shown is the receiver's now. */
-void loom_mailbox_take(loom_mailbox *mailbox);
+void loom_inbox_take(loom_inbox *mailbox);
 
 /* Stop looking for now: tell waiting senders about the room made so far. */
-void loom_mailbox_pause(loom_mailbox *mailbox);
+void loom_inbox_pause(loom_inbox *mailbox);
 
 /* Write an answer. OK, FULL (rings the own bell when there is room again), LARGE, NOBODY, CORRUPT, USAGE, OS. */
-int loom_mailbox_answer(loom_mailbox *mailbox, uint32_t lane, const void *data, uint32_t size);
+int loom_inbox_answer(loom_inbox *mailbox, uint32_t lane, const void *data, uint32_t size);
+
+/* 1 when a sender has announced something: for spinning. */
+int loom_inbox_ready(const loom_inbox *inbox);
 
 /* Get ready to sleep: 1 when there is nothing to look at, and whatever comes now rings the bell; 0 when there is. */
-int loom_mailbox_rest(loom_mailbox *mailbox);
+int loom_inbox_rest(loom_inbox *mailbox);
 
 /* Awake again: no bell wanted; empties it. */
-void loom_mailbox_wake(loom_mailbox *mailbox);
+void loom_inbox_wake(loom_inbox *mailbox);
 
 /* --- The sender ------------------------------------------------------------------------------------------------- */
 
@@ -202,18 +205,20 @@ int loom_lane_next(loom_lane *lane, const void **data, uint32_t *size);
 void loom_lane_take(loom_lane *lane);
 void loom_lane_pause(loom_lane *lane);
 
+/* As for the receiver; but waking leaves `sender_sleeping` as it is, for other threads may sleep by it. At worst the bell
+ * is rung once in vain. */
 int loom_lane_rest(loom_lane *lane);
 void loom_lane_wake(loom_lane *lane);
 
-/* 1 when an answer is there. Reads one word that the receiver writes: for spinning. */
+/* 1 when an answer is there. Reads shared words only, so that it may overlap with the other calls: for spinning. */
 int loom_lane_ready(const loom_lane *lane);
 
 /* What was sent and not taken, one after the other: start with *at = 0. OK, EMPTY (that was all), CORRUPT. Only when
  * the receiver is dead does it stay true. */
 int loom_lane_unread(loom_lane *lane, uint64_t *at, const void **data, uint32_t *size);
 
-/* Remove the file of a dead receiver: /dev/shm/<name>.mail. OK, USAGE, OS. */
-int loom_mailbox_remove(const char *name);
+/* Remove the file of a dead receiver: /dev/shm/<name>.inbox. OK, USAGE, OS. */
+int loom_inbox_remove(const char *name);
 
 /* --- Named steps, for crash tests ------------------------------------------------------------------------------- */
 

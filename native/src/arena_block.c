@@ -71,6 +71,7 @@ static void block_free(loom_arena *arena, struct map *map, uint32_t block) {
     loom_space_give(&map->space, local->offset, local->capacity);
     map->free_ids[map->free_count++] = block;
     if (!--map->leased) {
+        if (map->spilled) arena->spill_idle = true;
         uint64_t pressure = atomic_load_explicit(&arena->control->pressure, memory_order_relaxed);
         map->idle_since_ns = loom_os_now_ns();
         if (map->idle_since_ns - pressure < LOOM_PRESSURE_NS) arena->pressure_seen = 0; /* somebody may wait for it */
@@ -152,8 +153,22 @@ uint64_t loom_trim_locked(loom_arena *arena, bool idle_only) {
     return given;
 }
 
+/* Give back the own spilled segments that hold nothing, if there may be any. */
+void loom_spill_give_locked(loom_arena *arena) {
+    if (__builtin_expect(!arena->spill_idle, 1)) return;
+    arena->spill_idle = false;
+    for (uint32_t i = 0; i < arena->own_count;) {
+        struct map *map = arena->own[i];
+        if (map->spilled && !map->leased)
+            loom_own_give_locked(arena, map);
+        else
+            i++;
+    }
+}
+
 /* Somebody found no room: give back what nobody uses, now and whenever a segment falls free within the next second. */
 void loom_pressure_locked(loom_arena *arena) {
+    loom_spill_give_locked(arena);
     uint64_t pressure = atomic_load_explicit(&arena->control->pressure, memory_order_relaxed);
     if (__builtin_expect(pressure == arena->pressure_seen, 1)) return;
     arena->pressure_seen = pressure;
@@ -162,7 +177,8 @@ void loom_pressure_locked(loom_arena *arena) {
     loom_trim_locked(arena, false);
 }
 
-int loom_arena_collect(loom_arena *arena) {
+int loom_arena_collect(loom_arena *arena, uint64_t *open) {
+    if (open) *open = 0;
     int code = loom_enter(arena);
     if (code) return code;
     loom_tokens_poll_locked(arena, UINT32_MAX);
@@ -170,6 +186,9 @@ int loom_arena_collect(loom_arena *arena) {
     loom_maps_refresh_locked(arena);
     loom_pressure_locked(arena);
     loom_trim_locked(arena, true);
+    if (open) *open = arena->flying_count;
+    for (uint32_t i = 0; open && i < arena->own_count; i++)
+        if (arena->own[i]->spilled) *open += arena->own[i]->leased;
     loom_leave(arena);
     return LOOM_OK;
 }
@@ -212,6 +231,7 @@ static bool lease_in(loom_arena *arena, struct map *map, uint64_t size, loom_vie
     atomic_store_explicit(&shared->offset, offset, memory_order_relaxed);
     atomic_store_explicit(&shared->size, size, memory_order_relaxed);
     atomic_store_explicit(&shared->generation, generation, memory_order_relaxed);
+    atomic_store_explicit(&shared->leased_ns, loom_os_about_now_ns(), memory_order_relaxed);
     LOOM_STEP(LEASE_DESCRIBED);
     loom_bit_set(shared, arena->me);
     LOOM_STEP(LEASE_HELD);
@@ -220,24 +240,29 @@ static bool lease_in(loom_arena *arena, struct map *map, uint64_t size, loom_vie
     map->leased++;
     loom_hold_begin_locked(map, block);
     arena->views++;
-    loom_count(&arena->participants[arena->me].counters.leases, 1);
+    struct loom_counters *counters = &arena->participants[arena->me].counters;
+    loom_count(&counters->leases, 1);
+    if (__builtin_expect(map->spilled, 0)) {
+        loom_count(&counters->blocks_spilled, 1);
+        loom_count(&counters->bytes_spilled, size);
+    }
     *out = (loom_view){arena, map, map->data + offset, size, generation, map->index, block, 0};
     return true;
 }
 
-static bool lease_anywhere(loom_arena *arena, uint64_t size, loom_view *out) {
+static bool lease_anywhere(loom_arena *arena, uint64_t size, bool spilled, loom_view *out) {
     for (uint32_t i = 0; i < arena->own_count; i++)
-        if (lease_in(arena, arena->own[i], size, out)) return true;
+        if (arena->own[i]->spilled == spilled && lease_in(arena, arena->own[i], size, out)) return true;
     return false;
 }
 
 static bool lease_warm_locked(loom_arena *arena, uint64_t size, loom_view *out) {
     loom_pending_poll_locked(arena, LOOM_POLL);
     loom_tokens_poll_locked(arena, LOOM_POLL);
-    if (lease_anywhere(arena, size, out)) return true;
+    if (lease_anywhere(arena, size, false, out)) return true;
     loom_tokens_poll_locked(arena, UINT32_MAX);
     loom_pending_poll_locked(arena, UINT32_MAX);
-    return lease_anywhere(arena, size, out);
+    return lease_anywhere(arena, size, false, out);
 }
 
 int loom_arena_lease_warm(loom_arena *arena, uint64_t size, loom_view *out) {
@@ -250,70 +275,94 @@ int loom_arena_lease_warm(loom_arena *arena, uint64_t size, loom_view *out) {
     return code;
 }
 
-/* Make a segment that has room for the request: a good deal larger if the budget lets us. */
-static int segment_for(loom_arena *arena, uint64_t size, uint32_t owned, struct map **map) {
+/* Make a segment that has room for the request: a good deal larger if there is room for that. */
+static int segment_for(loom_arena *arena, uint64_t size, uint32_t owned, bool spilled, struct map **map) {
     uint64_t page = loom_os_page(), least = (rounded(size) + page - 1) / page * page;
-    uint64_t wanted = owned < 4 ? LOOM_SEGMENT_FIRST << owned : LOOM_SEGMENT_LARGE;
+    uint64_t wanted = spilled ? LOOM_SEGMENT_FIRST : owned < 4 ? LOOM_SEGMENT_FIRST << owned : LOOM_SEGMENT_LARGE;
     if (wanted < least) wanted = least;
     for (;;) {
-        int code = loom_segment_create(arena, wanted, map);
+        int code = loom_segment_create(arena, wanted, spilled, map);
         if (code != LOOM_E_FULL || wanted == least) return code;
         wanted = wanted / 2 / page * page;
         if (wanted < least) wanted = least;
     }
 }
 
+/* The mutex is not held while the file is made. On OK it is held again, and `map` is one of our own. */
+static int segment_add(loom_arena *arena, uint64_t size, uint32_t owned, bool spilled, struct map **map) {
+    int code = segment_for(arena, size, owned, spilled, map), failed = errno;
+    if (code) return code;
+    int entered = loom_enter(arena);
+    code = entered ? entered : loom_map_adopt_locked(arena, *map);
+    if (!code) return LOOM_OK;
+    uint32_t index = (*map)->index;
+    loom_map_free(*map);
+    if (entered != LOOM_E_FORKED) loom_entry_remove(arena, index); /* a forked child has no business with the file */
+    if (!entered) loom_leave(arena);
+    errno = failed;
+    return code;
+}
+
+/* No room in memory. OK: the block is in the spill folder. */
+static int lease_spilled(loom_arena *arena, uint64_t size, loom_view *out) {
+    int code = loom_enter(arena);
+    if (code) return code;
+    bool found = lease_anywhere(arena, size, true, out);
+    loom_leave(arena);
+    if (found) return LOOM_OK;
+    struct map *map;
+    code = segment_add(arena, size, 0, true, &map);
+    if (code) return code;
+    lease_in(arena, map, size, out);
+    loom_leave(arena);
+    return LOOM_OK;
+}
+
+static bool no_room(int code) { return code == LOOM_E_FULL || code == LOOM_E_SLOTS; }
+
+/* Give back own segments that are too small to serve; false when there are none: then tell the others. */
+static int make_room(loom_arena *arena, bool *trimmed) {
+    int code = loom_enter(arena);
+    if (code) return code;
+    *trimmed = !*trimmed && loom_trim_locked(arena, false);
+    if (!*trimmed) {
+        arena->pressure_seen = loom_os_now_ns();
+        atomic_store_explicit(&arena->control->pressure, arena->pressure_seen, memory_order_relaxed);
+    }
+    loom_leave(arena);
+    return LOOM_OK;
+}
+
 int loom_arena_lease(loom_arena *arena, uint64_t size, loom_view *out) {
     out->arena = NULL;
-    for (bool trimmed = false;;) {
-        int code = loom_enter(arena);
+    int code, entered, failed = 0;
+    bool trimmed = false;
+    do {
+        code = loom_enter(arena);
         if (code) return code;
-        if (size > arena->budget) {
-            loom_leave(arena);
-            return LOOM_E_FULL;
-        }
         if (!trimmed) loom_pressure_locked(arena);
-        bool found = lease_warm_locked(arena, size, out);
+        bool fits = size <= arena->budget, found = fits && lease_warm_locked(arena, size, out);
         uint32_t owned = arena->own_count;
         loom_leave(arena);
         if (found) return LOOM_OK;
-
-        struct map *map = NULL;
-        code = segment_for(arena, size, owned, &map);
-        if (code && (code != LOOM_E_FULL && code != LOOM_E_SLOTS)) return code;
-        int failed = errno;
-        int entered = loom_enter(arena);
-        if (entered) {
-            if (map) { /* closed, or forked, meanwhile; a forked child has no business with the file */
-                uint32_t index = map->index;
-                loom_map_free(map);
-                if (entered == LOOM_E_CLOSED) loom_entry_remove(arena, index);
-            }
-            return entered;
+        if (!fits) {
+            code = LOOM_E_FULL;
+            break;
         }
-        if (code) { /* no room: give back own segments that are too small to serve, once, and tell the others */
-            if (!trimmed && loom_trim_locked(arena, false)) {
-                trimmed = true;
-                loom_leave(arena);
-                continue;
-            }
-            arena->pressure_seen = loom_os_now_ns();
-            atomic_store_explicit(&arena->control->pressure, arena->pressure_seen, memory_order_relaxed);
-            loom_leave(arena);
-            errno = failed;
-            return code;
-        }
-        code = loom_map_adopt_locked(arena, map);
-        if (code) {
-            uint32_t index = map->index;
-            loom_map_free(map);
-            loom_entry_remove(arena, index);
-        } else {
+        struct map *map;
+        code = segment_add(arena, size, owned, false, &map);
+        if (!code) {
             lease_in(arena, map, size, out);
+            loom_leave(arena);
         }
-        loom_leave(arena);
-        return code;
-    }
+        if (!no_room(code)) return code;
+        failed = errno;
+        entered = make_room(arena, &trimmed);
+        if (entered) return entered;
+    } while (trimmed);
+    if (code == LOOM_E_FULL && arena->full == LOOM_FULL_SPILL) return lease_spilled(arena, size, out);
+    errno = failed;
+    return code;
 }
 
 int loom_arena_release(loom_view *view) {

@@ -89,6 +89,7 @@ void loom_free_handle(loom_arena *arena) {
     }
     if (arena->control) munmap(arena->control, LOOM_CONTROL_SIZE);
     if (arena->fd >= 0) close(arena->fd);
+    if (arena->spill_fd >= 0) close(arena->spill_fd);
     loom_os_alive_free(arena->alive);
     pthread_mutex_destroy(&arena->mutex);
     free(arena->pending);
@@ -99,7 +100,7 @@ static int handle_new(const char *name, loom_arena **out) {
     if (!loom_os_name_ok(name)) return LOOM_E_USAGE;
     loom_arena *arena = calloc(1, sizeof *arena);
     if (!arena) return LOOM_E_MEMORY;
-    arena->fd = -1;
+    arena->fd = arena->spill_fd = -1;
     strcpy(arena->name, name);
     pthread_mutex_init(&arena->mutex, NULL);
     int code = loom_os_alive_page(&arena->alive);
@@ -188,11 +189,11 @@ void loom_slot_free(loom_arena *arena, uint32_t participant) {
     atomic_store_explicit(&row->word, word, memory_order_release);
 }
 
-static int control_make(loom_arena *arena, uint64_t budget) {
+static int control_make(loom_arena *arena) {
     char path[LOOM_PATH_MAX], link[64];
     loom_os_path(path, sizeof path, arena->name, 0);
     /* Made without a name and linked when complete: nobody sees half a control file, and a kill leaves nothing. */
-    arena->fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    arena->fd = open(LOOM_FOLDER, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (arena->fd < 0) return errno == ENOSPC ? LOOM_E_FULL : LOOM_E_OS;
     if (fchmod(arena->fd, 0600) || ftruncate(arena->fd, (off_t)LOOM_CONTROL_SIZE))
         return errno == ENOSPC ? LOOM_E_FULL : LOOM_E_OS;
@@ -203,7 +204,10 @@ static int control_make(loom_arena *arena, uint64_t budget) {
     control->version = LOOM_LAYOUT_VERSION;
     control->header_size = sizeof *control;
     control->total_size = LOOM_CONTROL_SIZE;
-    control->budget = arena->budget = budget;
+    control->budget = arena->budget;
+    control->full = arena->full;
+    control->wait_ns = arena->wait_ns;
+    memcpy(control->spill, arena->spill, sizeof control->spill);
     control->participants = LOOM_PARTICIPANTS;
     control->segments = LOOM_SEGMENTS;
     control->tokens = LOOM_TOKENS;
@@ -215,15 +219,28 @@ static int control_make(loom_arena *arena, uint64_t budget) {
     atomic_store_explicit(&control->magic, LOOM_CONTROL_MAGIC, memory_order_release);
     snprintf(link, sizeof link, "/proc/self/fd/%d", arena->fd);
     if (linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW)) return errno == EEXIST ? LOOM_E_EXISTS : LOOM_E_OS;
+    LOOM_STEP(CREATE_LINKED);
     return LOOM_OK;
 }
 
-int loom_arena_create(const char *name, uint64_t budget, loom_arena **out) {
+int loom_arena_create(const char *name, uint64_t budget, const loom_policy *policy, loom_arena **out) {
     *out = NULL;
+    const loom_policy chosen = policy ? *policy : (loom_policy){LOOM_FULL_WAIT, LOOM_WAIT_NS, NULL};
+    if (chosen.full > LOOM_FULL_SPILL || (chosen.full == LOOM_FULL_SPILL) != (chosen.folder != NULL))
+        return LOOM_E_USAGE;
     loom_arena *arena;
     int code = handle_new(name, &arena);
     if (code) return code;
-    code = control_make(arena, budget);
+    arena->budget = budget;
+    arena->full = chosen.full;
+    arena->wait_ns = chosen.wait_ns;
+    code = chosen.folder ? loom_spill_make(arena, chosen.folder) : LOOM_OK;
+    if (!code) {
+        code = control_make(arena);
+        int failed = errno;
+        if (code && chosen.folder) loom_spill_remove(arena->spill, NULL);
+        errno = failed;
+    }
     if (code) {
         int failed = errno;
         loom_free_handle(arena);
@@ -254,6 +271,9 @@ static int control_open(loom_arena *arena) {
     if (header.header_size != sizeof header || header.total_size != LOOM_CONTROL_SIZE || size != LOOM_CONTROL_SIZE ||
         header.participants != LOOM_PARTICIPANTS || header.segments != LOOM_SEGMENTS || header.tokens != LOOM_TOKENS)
         return LOOM_E_CORRUPT;
+    if (header.full > LOOM_FULL_SPILL || !loom_spill_ok(header.spill, arena->name) ||
+        (header.full == LOOM_FULL_SPILL) != (header.spill[0] != '\0'))
+        return LOOM_E_CORRUPT;
     uint64_t boot_id[2];
     code = loom_os_boot_id(boot_id);
     if (code) return code;
@@ -262,6 +282,9 @@ static int control_open(loom_arena *arena) {
     if (!code) code = handle_map(arena);
     if (code) return code;
     arena->budget = header.budget;
+    arena->full = header.full;
+    arena->wait_ns = header.wait_ns;
+    memcpy(arena->spill, header.spill, sizeof arena->spill);
     arena->epoch_seen = atomic_load_explicit(&arena->control->epoch, memory_order_acquire);
     arena->pressure_seen = atomic_load_explicit(&arena->control->pressure, memory_order_relaxed);
     return slot_claim(arena);
@@ -304,7 +327,8 @@ void loom_finish_close_locked(loom_arena *arena) {
             arena->own_count--;
         }
         LOOM_STEP(CLOSE_GIVEN);
-        bool done = loom_revoke_addressed_locked(arena, arena->me) == LOOM_OK && !arena->flying_count;
+        uint64_t revoked;
+        bool done = loom_revoke_addressed_locked(arena, arena->me, &revoked) == LOOM_OK && !arena->flying_count;
         LOOM_STEP(CLOSE_REVOKED);
         if (done) {
             loom_slot_free(arena, arena->me);
@@ -345,6 +369,9 @@ void loom_arena_abandon(loom_arena *arena) {
 uint32_t loom_arena_participant(const loom_arena *arena) { return arena->me; }
 uint64_t loom_arena_budget(const loom_arena *arena) { return arena->budget; }
 const char *loom_arena_name(const loom_arena *arena) { return arena->name; }
+uint32_t loom_arena_full(const loom_arena *arena) { return arena->full; }
+uint64_t loom_arena_wait_ns(const loom_arena *arena) { return arena->wait_ns; }
+const char *loom_arena_spill(const loom_arena *arena) { return arena->spill; }
 
 int loom_arena_count_copied(loom_arena *arena, uint64_t bytes) {
     int code = loom_enter(arena);

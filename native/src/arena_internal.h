@@ -18,6 +18,8 @@
 #define LOOM_PRESSURE_NS UINT64_C(1000000000)   /* for so long after somebody found no room nothing is kept warm */
 #define LOOM_IDLE_NS UINT64_C(10000000000)      /* wholly free segments older than this are given back by collect */
 
+#define LOOM_WAIT_NS UINT64_C(1000000000)       /* how long to wait for room, when the node does not say */
+
 #define LOOM_STEP(name)                                                                                              \
     do {                                                                                                             \
         if (__builtin_expect(loom_arena_step_hook != NULL, 0)) loom_arena_step_hook(LOOM_STEP_##name);               \
@@ -77,7 +79,7 @@ struct map {
     uint32_t index;
     uint32_t blocks;
     uint64_t sequence;
-    bool own, stale;
+    bool own, stale, spilled;
     struct loom_segment *control;
     struct loom_block *descriptors;
     size_t control_size;
@@ -131,11 +133,17 @@ struct loom_arena {
     uint32_t flying[LOOM_TOKENS], flying_count, flying_cursor;
     uint32_t tokens_seen[LOOM_PARTICIPANTS]; /* how far another's table is known to have memory */
     uint64_t epoch_seen, pressure_seen;
+    bool spill_idle; /* an own spilled segment may be wholly free */
+    uint32_t full;   /* from here on: of the control file, which others may write to */
+    uint64_t wait_ns;
+    char spill[LOOM_SPILL_SIZE];
+    int spill_fd; /* node only: holds the lock */
 };
 
 /* --- arena_os.c: files, /proc, clocks --------------------------------------------------------------------------- */
 
 bool loom_os_name_ok(const char *name);
+bool loom_os_is_number(const char *name);
 void loom_os_path(char *path, size_t size, const char *name, uint64_t sequence); /* sequence 0: the control file */
 int loom_os_reserve(int fd, uint64_t offset, uint64_t size);
 int loom_os_check_file(int fd, uint64_t *size);
@@ -143,10 +151,12 @@ int loom_os_map(int fd, uint64_t offset, uint64_t size, bool writable, void **ou
 int loom_os_boot_id(uint64_t id[2]);
 uint64_t loom_os_page(void);
 uint64_t loom_os_now_ns(void);
-uint64_t loom_os_free_bytes(void);
+uint64_t loom_os_about_now_ns(void); /* the latest tick: some milliseconds old, and a quarter of the price */
+uint64_t loom_os_free_bytes(const char *path);
 int loom_os_alive_page(_Atomic uint64_t **out);
 void loom_os_alive_free(_Atomic uint64_t *page);
-#define LOOM_PATH_MAX (LOOM_NAME_MAX + 40)
+#define LOOM_FOLDER "/dev/shm"
+#define LOOM_PATH_MAX (LOOM_SPILL_SIZE + 40)
 
 /* --- arena_control.c -------------------------------------------------------------------------------------------- */
 
@@ -165,7 +175,7 @@ static inline void loom_count(_Atomic uint64_t *counter, uint64_t amount) { /* o
 
 /* --- arena_segment.c -------------------------------------------------------------------------------------------- */
 
-int loom_segment_create(loom_arena *arena, uint64_t data_size, struct map **out);
+int loom_segment_create(loom_arena *arena, uint64_t data_size, bool spilled, struct map **out);
 int loom_segment_attach(loom_arena *arena, uint32_t index, struct map **out);
 int loom_map_adopt_locked(loom_arena *arena, struct map *map);
 struct map *loom_map_find_locked(loom_arena *arena, uint32_t index); /* NULL: not mapped, or another file by now */
@@ -185,6 +195,7 @@ void loom_bit_set(struct loom_block *block, uint32_t participant);
 void loom_bit_clear(struct loom_block *block, uint32_t participant);
 void loom_pending_poll_locked(loom_arena *arena, uint32_t limit);
 uint64_t loom_trim_locked(loom_arena *arena, bool idle_only);
+void loom_spill_give_locked(loom_arena *arena);
 void loom_pressure_locked(loom_arena *arena);
 bool loom_lookup_locked(loom_arena *arena, const void *data, uint64_t size, struct map **map, uint32_t *block,
                         uint64_t *offset);
@@ -193,8 +204,14 @@ bool loom_lookup_locked(loom_arena *arena, const void *data, uint64_t size, stru
 
 void loom_tokens_poll_locked(loom_arena *arena, uint32_t limit);
 
+/* --- arena_spill.c ---------------------------------------------------------------------------------------------- */
+
+int loom_spill_make(loom_arena *arena, const char *folder);
+bool loom_spill_ok(const char *spill, const char *name); /* `spill` may be a path that somebody overwrote */
+int loom_spill_remove(const char *spill, uint64_t *count);
+
 /* --- arena_reap.c ----------------------------------------------------------------------------------------------- */
 
-int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant);
+int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant, uint64_t *revoked);
 
 #endif

@@ -14,7 +14,6 @@
 
 #include "arena_internal.h"
 
-#define LOOM_FOLDER "/dev/shm"
 #define LOOM_RESERVE_STEP (UINT64_C(4) << 20) /* a signal undoes one fallocate at most, so progress is kept */
 
 bool loom_os_name_ok(const char *name) {
@@ -22,6 +21,8 @@ bool loom_os_name_ok(const char *name) {
     if (length == 0 || length > LOOM_NAME_MAX) return false;
     return strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") == length;
 }
+
+bool loom_os_is_number(const char *name) { return *name && strspn(name, "0123456789") == strlen(name); }
 
 void loom_os_path(char *path, size_t size, const char *name, uint64_t sequence) {
     if (sequence)
@@ -119,9 +120,15 @@ uint64_t loom_os_now_ns(void) {
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-uint64_t loom_os_free_bytes(void) {
+uint64_t loom_os_about_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+uint64_t loom_os_free_bytes(const char *path) {
     struct statvfs about;
-    return statvfs(LOOM_FOLDER, &about) ? 0 : (uint64_t)about.f_bavail * about.f_frsize;
+    return statvfs(path, &about) ? 0 : (uint64_t)about.f_bavail * about.f_frsize;
 }
 
 int loom_os_alive_page(_Atomic uint64_t **out) {
@@ -138,32 +145,4 @@ int loom_os_alive_page(_Atomic uint64_t **out) {
 
 void loom_os_alive_free(_Atomic uint64_t *page) {
     if (page) munmap((void *)page, loom_os_page());
-}
-
-int loom_arena_destroy_files(const char *name, uint64_t *count) {
-    if (count) *count = 0;
-    if (!loom_os_name_ok(name)) return LOOM_E_USAGE;
-    DIR *folder = opendir(LOOM_FOLDER);
-    if (!folder) return LOOM_E_OS;
-    size_t length = strlen(name);
-    int result = LOOM_OK;
-    /* The control file goes last: as long as it is there, a second call finds what a killed first one left. */
-    for (int pass = 0; pass < 2; pass++) {
-        rewinddir(folder);
-        for (struct dirent *entry; (entry = readdir(folder));) {
-            const char *tail = entry->d_name + length + 1;
-            if (strncmp(entry->d_name, name, length) || entry->d_name[length] != '.') continue;
-            bool wanted = pass == 0 ? *tail && strspn(tail, "0123456789") == strlen(tail) : !strcmp(tail, "ctl");
-            if (!wanted) continue;
-            if (unlinkat(dirfd(folder), entry->d_name, 0) == 0) {
-                if (count) ++*count;
-            } else if (errno != ENOENT) {
-                result = LOOM_E_OS;
-            }
-        }
-    }
-    int failed = errno;
-    closedir(folder);
-    errno = failed;
-    return result;
 }

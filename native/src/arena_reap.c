@@ -7,14 +7,19 @@
 
 /* --- Reaping ---------------------------------------------------------------------------------------------------- */
 
+static void reclaimed(_Atomic uint64_t *counter, uint64_t amount) {
+    atomic_fetch_add_explicit(counter, amount, memory_order_relaxed);
+}
+
 static bool token_revoke(struct loom_token *token, uint64_t word) {
     uint64_t revoked = (word & ~UINT64_C(0xff)) | LOOM_TOKEN_REVOKED;
     return atomic_compare_exchange_strong_explicit(&token->word, &word, revoked, memory_order_acq_rel,
                                                    memory_order_relaxed);
 }
 
-/* Nobody will accept what is addressed to this participant: give the senders their holds back. */
-int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant) {
+/* Nobody will accept what is addressed to this participant: give the senders their holds back. `revoked`: how many. */
+int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant, uint64_t *revoked) {
+    *revoked = 0;
     for (uint32_t sender = 0; sender < LOOM_PARTICIPANTS; sender++) {
         uint64_t row = atomic_load_explicit(&arena->participants[sender].word, memory_order_acquire);
         if (loom_word_state(row) == LOOM_PARTICIPANT_FREE) continue;
@@ -25,7 +30,7 @@ int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant) {
             struct loom_token *token = loom_token_at(arena, sender, i);
             uint64_t word = atomic_load_explicit(&token->word, memory_order_acquire);
             if (loom_word_state(word) == LOOM_TOKEN_INFLIGHT && loom_word_who(word) == participant)
-                token_revoke(token, word);
+                *revoked += token_revoke(token, word);
         }
     }
     return LOOM_OK;
@@ -53,7 +58,8 @@ static int own_tokens(loom_arena *arena, uint32_t participant, bool revoke, stru
                 flight->blocks[flight->count++].block = atomic_load_explicit(&token->block, memory_order_relaxed);
                 continue;
             }
-            token_revoke(token, word); /* or it was accepted this moment: resolved either way */
+            /* or it was accepted this moment: resolved either way */
+            if (token_revoke(token, word)) reclaimed(&arena->control->reclaimed.references, 1);
         }
         word = atomic_load_explicit(&token->word, memory_order_acquire);
         atomic_store_explicit(&token->word, (word & ~UINT64_C(0xff)) | LOOM_TOKEN_FREE, memory_order_relaxed);
@@ -87,10 +93,20 @@ static int clear_bits(loom_arena *arena, uint32_t participant, const struct flig
         for (uint32_t block = 0, used = blocks_used(map); block < used; block++) {
             struct loom_block *shared = &map->descriptors[block];
             bool held = atomic_load_explicit(&shared->holders[participant / 64], memory_order_relaxed) & bit;
-            if (held && !flies(flight, i, block)) loom_bit_clear(shared, participant);
+            if (!held || flies(flight, i, block)) continue;
+            uint64_t size = atomic_load_explicit(&shared->size, memory_order_relaxed);
+            loom_bit_clear(shared, participant);
+            if (!loom_block_unheld(shared)) continue;
+            reclaimed(&arena->control->reclaimed.blocks, 1);
+            reclaimed(&arena->control->reclaimed.bytes, size < map->data_size ? size : map->data_size);
         }
     }
     return LOOM_OK;
+}
+
+static void entry_reclaim(loom_arena *arena, uint32_t index) {
+    loom_entry_remove(arena, index);
+    reclaimed(&arena->control->reclaimed.segments, 1);
 }
 
 static void orphan_segments(loom_arena *arena, uint32_t participant) {
@@ -103,7 +119,7 @@ static void orphan_segments(loom_arena *arena, uint32_t participant) {
             atomic_store_explicit(&entry->word, loom_entry_word(word >> 24, LOOM_NODE, LOOM_SEGMENT_ORPHANED),
                                   memory_order_release);
         else if (state == LOOM_SEGMENT_CREATING || state == LOOM_SEGMENT_CLOSING)
-            loom_entry_remove(arena, i);
+            entry_reclaim(arena, i);
     }
 }
 
@@ -121,7 +137,7 @@ static int remove_orphans(loom_arena *arena) {
                 held = !loom_block_unheld(&map->descriptors[block]);
         if (held) continue;
         if (!code && !map->own) loom_map_forget_locked(arena, map);
-        loom_entry_remove(arena, i);
+        entry_reclaim(arena, i);
     }
     return LOOM_OK;
 }
@@ -146,7 +162,9 @@ static int reap_locked(loom_arena *arena, uint32_t participant, bool revoke, uin
     } while (!atomic_compare_exchange_weak_explicit(&row->word, &word, reaping, memory_order_acq_rel,
                                                     memory_order_acquire));
     LOOM_STEP(REAP_MARKED);
-    int code = loom_revoke_addressed_locked(arena, participant);
+    uint64_t revoked;
+    int code = loom_revoke_addressed_locked(arena, participant, &revoked);
+    reclaimed(&arena->control->reclaimed.references, revoked);
     LOOM_STEP(REAP_ADDRESSED);
     struct flight flight;
     flight.count = 0;
@@ -196,6 +214,7 @@ int loom_arena_sweep(loom_arena *arena) {
     if (!code) code = remove_orphans(arena);
     loom_tokens_poll_locked(arena, UINT32_MAX);
     loom_pending_poll_locked(arena, UINT32_MAX);
+    loom_spill_give_locked(arena);
     loom_maps_refresh_locked(arena);
     loom_leave(arena);
     return code;
@@ -205,6 +224,7 @@ int loom_arena_destroy(loom_arena *arena) {
     int code = enter_node(arena);
     if (code) return code;
     loom_leave(arena);
+    if (arena->spill[0]) loom_spill_remove(arena->spill, NULL); /* the control file may have lost it */
     return loom_arena_destroy_files(arena->name, NULL);
 }
 
@@ -216,6 +236,8 @@ static void add_counters(loom_stats *stats, struct loom_counters *counters) {
     stats->references_sent += atomic_load_explicit(&counters->references_sent, memory_order_relaxed);
     stats->references_accepted += atomic_load_explicit(&counters->references_accepted, memory_order_relaxed);
     stats->leases += atomic_load_explicit(&counters->leases, memory_order_relaxed);
+    stats->blocks_spilled += atomic_load_explicit(&counters->blocks_spilled, memory_order_relaxed);
+    stats->bytes_spilled += atomic_load_explicit(&counters->bytes_spilled, memory_order_relaxed);
 }
 
 static uint32_t tokens_in_flight(loom_arena *arena, uint32_t sender) {
@@ -245,7 +267,9 @@ static void add_segments(loom_arena *arena, loom_stats *stats) {
     for (uint32_t i = 0; i < LOOM_SEGMENTS; i++) {
         struct loom_segment_entry *entry = &arena->entries[i];
         uint32_t state = loom_word_state(atomic_load_explicit(&entry->word, memory_order_acquire));
+        bool spilled = atomic_load_explicit(&entry->spilled, memory_order_relaxed) != 0;
         stats->reserved_bytes += atomic_load_explicit(&entry->size, memory_order_relaxed);
+        stats->spill_reserved_bytes += atomic_load_explicit(&entry->spilled, memory_order_relaxed);
         if (state == LOOM_SEGMENT_FREE) continue;
         stats->segments++;
         stats->orphaned += state == LOOM_SEGMENT_ORPHANED;
@@ -257,8 +281,11 @@ static void add_segments(loom_arena *arena, loom_stats *stats) {
             const struct loom_block *shared = &map->descriptors[block];
             if (atomic_load_explicit(&shared->state, memory_order_acquire) != LOOM_BLOCK_LEASED) continue;
             if (loom_block_unheld(shared)) continue;
+            uint64_t size = atomic_load_explicit(&shared->size, memory_order_relaxed);
             stats->blocks++;
-            stats->in_use_bytes += atomic_load_explicit(&shared->size, memory_order_relaxed);
+            stats->in_use_bytes += size;
+            stats->spilled_blocks += spilled;
+            stats->spilled_bytes += spilled ? size : 0;
         }
     }
 }
@@ -269,7 +296,13 @@ int loom_arena_stats(loom_arena *arena, loom_stats *out) {
     if (code) return code;
     out->budget_bytes = arena->budget;
     out->control_bytes = LOOM_TOKENS_OFFSET;
-    out->free_bytes = loom_os_free_bytes();
+    out->free_bytes = loom_os_free_bytes(LOOM_FOLDER);
+    out->spill_free_bytes = arena->spill[0] ? loom_os_free_bytes(arena->spill) : 0;
+    const struct loom_reclaimed *back = &arena->control->reclaimed;
+    out->reclaimed_bytes = atomic_load_explicit(&back->bytes, memory_order_relaxed);
+    out->reclaimed_blocks = atomic_load_explicit(&back->blocks, memory_order_relaxed);
+    out->reclaimed_references = atomic_load_explicit(&back->references, memory_order_relaxed);
+    out->reclaimed_segments = atomic_load_explicit(&back->segments, memory_order_relaxed);
     loom_maps_refresh_locked(arena);
     add_participants(arena, out);
     add_segments(arena, out);
@@ -302,12 +335,15 @@ int loom_arena_segments(loom_arena *arena, loom_segment_info *out, uint32_t capa
         struct loom_segment_entry *entry = &arena->entries[i];
         uint64_t word = atomic_load_explicit(&entry->word, memory_order_acquire);
         if (loom_word_state(word) == LOOM_SEGMENT_FREE) continue;
+        uint64_t size = atomic_load_explicit(&entry->size, memory_order_relaxed);
+        uint64_t spilled = atomic_load_explicit(&entry->spilled, memory_order_relaxed);
         out[(*count)++] = (loom_segment_info){
             .index = i,
             .state = loom_word_state(word),
             .owner = loom_word_who(word),
+            .spilled = spilled != 0,
             .sequence = atomic_load_explicit(&entry->sequence, memory_order_relaxed),
-            .size = atomic_load_explicit(&entry->size, memory_order_relaxed),
+            .size = spilled ? spilled : size,
         };
     }
     loom_leave(arena);
@@ -315,13 +351,15 @@ int loom_arena_segments(loom_arena *arena, loom_segment_info *out, uint32_t capa
 }
 
 /* False when nobody holds the block. */
-static bool block_read(const struct map *map, uint32_t block, loom_block_info *out) {
+static bool block_read(const struct map *map, uint32_t block, uint64_t now, loom_block_info *out) {
     const struct loom_block *shared = &map->descriptors[block];
     if (atomic_load_explicit(&shared->state, memory_order_acquire) != LOOM_BLOCK_LEASED) return false;
     uint64_t held = 0, size = atomic_load_explicit(&shared->size, memory_order_relaxed);
     out->block = block;
     out->size = size < map->data_size ? size : map->data_size;
     out->generation = atomic_load_explicit(&shared->generation, memory_order_relaxed);
+    uint64_t leased_ns = atomic_load_explicit(&shared->leased_ns, memory_order_relaxed);
+    out->age_ns = leased_ns < now ? now - leased_ns : 0;
     for (uint32_t i = 0; i < LOOM_HOLDER_WORDS; i++)
         held |= out->holders[i] = atomic_load_explicit(&shared->holders[i], memory_order_acquire);
     return held != 0;
@@ -334,10 +372,11 @@ static int blocks_locked(loom_arena *arena, uint32_t segment, loom_block_info *o
     if (loom_word_state(word) != LOOM_SEGMENT_LIVE && loom_word_state(word) != LOOM_SEGMENT_ORPHANED) return LOOM_OK;
     int code = loom_map_get_locked(arena, segment, &map);
     if (code) return nothing_there(code) || code == LOOM_E_FULL ? LOOM_OK : code;
+    uint64_t now = loom_os_now_ns();
     for (uint32_t block = 0, used = blocks_used(map); block < used && *count < capacity; block++) {
         loom_block_info *row = &out[*count];
         *row = (loom_block_info){.segment = segment, .owner = loom_word_who(word)};
-        *count += block_read(map, block, row);
+        *count += block_read(map, block, now, row);
     }
     return LOOM_OK;
 }

@@ -75,7 +75,15 @@ static int entry_claim(loom_arena *arena, uint32_t *index) {
     return LOOM_E_SLOTS;
 }
 
-static int file_make(loom_arena *arena, uint32_t index, uint64_t data_size, struct map **out) {
+/* Where the file of a segment is; `spilled`: as in its entry. */
+static void segment_path(const loom_arena *arena, bool spilled, uint64_t sequence, char path[LOOM_PATH_MAX]) {
+    if (spilled)
+        snprintf(path, LOOM_PATH_MAX, "%s/%llu", arena->spill, (unsigned long long)sequence);
+    else
+        loom_os_path(path, LOOM_PATH_MAX, arena->name, sequence);
+}
+
+static int file_make(loom_arena *arena, uint32_t index, uint64_t data_size, bool spilled, struct map **out) {
     uint64_t blocks = (data_size + LOOM_BLOCK_MEAN - 1) / LOOM_BLOCK_MEAN, page = loom_os_page();
     if (blocks < LOOM_BLOCKS_MIN) blocks = LOOM_BLOCKS_MIN;
     if (blocks > LOOM_BLOCKS_MAX) blocks = LOOM_BLOCKS_MAX;
@@ -86,9 +94,10 @@ static int file_make(loom_arena *arena, uint32_t index, uint64_t data_size, stru
     LOOM_STEP(SEGMENT_NUMBERED);
 
     char path[LOOM_PATH_MAX];
-    loom_os_path(path, sizeof path, arena->name, sequence);
+    segment_path(arena, spilled, sequence, path);
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) return errno == ENOSPC ? LOOM_E_FULL : LOOM_E_OS;
+    if (fd < 0) /* no spill folder: the node is dead */
+        return errno == ENOSPC || errno == EDQUOT || (spilled && errno == ENOENT) ? LOOM_E_FULL : LOOM_E_OS;
     LOOM_STEP(SEGMENT_CREATED);
     struct map *map = NULL;
     int code = fchmod(fd, 0600) ? LOOM_E_OS : loom_os_reserve(fd, 0, control_size + data_size);
@@ -99,6 +108,7 @@ static int file_make(loom_arena *arena, uint32_t index, uint64_t data_size, stru
     }
     if (!code) {
         map->own = true;
+        map->spilled = spilled;
         map->free_ids = malloc(blocks * sizeof *map->free_ids);
         code = map->free_ids ? loom_space_open(&map->space, map->blocks, data_size) : LOOM_E_MEMORY;
     }
@@ -125,15 +135,16 @@ static int file_make(loom_arena *arena, uint32_t index, uint64_t data_size, stru
     return LOOM_OK;
 }
 
-int loom_segment_create(loom_arena *arena, uint64_t data_size, struct map **out) {
+int loom_segment_create(loom_arena *arena, uint64_t data_size, bool spilled, struct map **out) {
     uint32_t index;
     int code = entry_claim(arena, &index);
     if (code) return code;
     LOOM_STEP(SEGMENT_CLAIMED);
     struct loom_segment_entry *entry = &arena->entries[index];
-    atomic_store_explicit(&entry->size, data_size, memory_order_seq_cst);
+    atomic_store_explicit(spilled ? &entry->spilled : &entry->size, data_size, memory_order_seq_cst);
     LOOM_STEP(SEGMENT_SIZED);
-    code = sizes_sum(arena) <= arena->budget ? file_make(arena, index, data_size, out) : LOOM_E_FULL;
+    code = LOOM_E_FULL;
+    if (spilled || sizes_sum(arena) <= arena->budget) code = file_make(arena, index, data_size, spilled, out);
     if (code) {
         int failed = errno;
         loom_entry_remove(arena, index);
@@ -150,9 +161,9 @@ int loom_segment_create(loom_arena *arena, uint64_t data_size, struct map **out)
 /* --- Removing --------------------------------------------------------------------------------------------------- */
 
 /* Free the memory of a segment's data even where it is still mapped, then its name. Missing files are fine. */
-static void file_remove(const loom_arena *arena, uint64_t sequence) {
+static void file_remove(const loom_arena *arena, bool spilled, uint64_t sequence) {
     char path[LOOM_PATH_MAX];
-    loom_os_path(path, sizeof path, arena->name, sequence);
+    segment_path(arena, spilled, sequence, path);
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd >= 0) {
         struct loom_segment header;
@@ -180,9 +191,10 @@ void loom_entry_remove(loom_arena *arena, uint32_t index) {
     }
     LOOM_STEP(GIVE_CLOSING);
     uint64_t sequence = atomic_load_explicit(&entry->sequence, memory_order_acquire);
-    if (sequence) file_remove(arena, sequence);
+    if (sequence) file_remove(arena, atomic_load_explicit(&entry->spilled, memory_order_relaxed) != 0, sequence);
     atomic_store_explicit(&entry->sequence, 0, memory_order_relaxed);
     atomic_store_explicit(&entry->size, 0, memory_order_seq_cst);
+    atomic_store_explicit(&entry->spilled, 0, memory_order_seq_cst);
     atomic_fetch_add_explicit(&arena->control->epoch, 1, memory_order_release);
     LOOM_STEP(GIVE_CLEARED);
     uint64_t generation = ((word >> 24) + 1) & 0xffffffffff;
@@ -220,7 +232,7 @@ int loom_segment_attach(loom_arena *arena, uint32_t index, struct map **out) {
     struct map expected = {.index = index, .sequence = atomic_load_explicit(&entry->sequence, memory_order_acquire)};
     if ((state != LOOM_SEGMENT_LIVE && state != LOOM_SEGMENT_ORPHANED) || !expected.sequence) return LOOM_E_STALE;
     char path[LOOM_PATH_MAX];
-    loom_os_path(path, sizeof path, arena->name, expected.sequence);
+    segment_path(arena, atomic_load_explicit(&entry->spilled, memory_order_relaxed) != 0, expected.sequence, path);
     int control_fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (control_fd < 0)
         return errno == ENOENT ? LOOM_E_STALE : errno == EACCES || errno == EPERM ? LOOM_E_DENIED

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "loom_arena.h"
+#include "ring_type.h"
 
 #define COPY_WITHOUT_GIL (256 * 1024) /* bytes; below, giving the GIL up costs more than the copy */
 
@@ -394,10 +395,10 @@ static PyObject *handle_sweep(Handle *self, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *handle_collect(Handle *self, PyObject *Py_UNUSED(ignored)) {
     int code;
+    uint64_t open = 0;
     if (!handle_ready(self)) return NULL;
-    UNLOCKED(self, code = loom_arena_collect(self->arena));
-    if (code) return raise_code(self->error, code);
-    Py_RETURN_NONE;
+    UNLOCKED(self, code = loom_arena_collect(self->arena, &open));
+    return code ? raise_code(self->error, code) : PyLong_FromUnsignedLongLong(open);
 }
 
 static PyObject *handle_trim(Handle *self, PyObject *Py_UNUSED(ignored)) {
@@ -459,8 +460,9 @@ static PyObject *handle_segments(Handle *self, PyObject *Py_UNUSED(ignored)) {
     UNLOCKED(self, code = loom_arena_segments(self->arena, rows, LOOM_SEGMENTS, &count));
     PyObject *list = code ? raise_code(self->error, code) : PyList_New(0);
     for (uint32_t i = 0; list && i < count; i++) {
-        PyObject *row = Py_BuildValue("(IIIKK)", rows[i].index, rows[i].state, rows[i].owner,
-                                      (unsigned long long)rows[i].sequence, (unsigned long long)rows[i].size);
+        PyObject *row = Py_BuildValue("(IIIKKO)", rows[i].index, rows[i].state, rows[i].owner,
+                                      (unsigned long long)rows[i].sequence, (unsigned long long)rows[i].size,
+                                      rows[i].spilled ? Py_True : Py_False);
         if (!row || PyList_Append(list, row)) Py_CLEAR(list);
         Py_XDECREF(row);
     }
@@ -492,9 +494,9 @@ static PyObject *handle_blocks(Handle *self, PyObject *argument) {
     UNLOCKED(self, code = loom_arena_blocks(self->arena, (uint32_t)segment, rows, LOOM_BLOCKS_MAX, &count));
     PyObject *list = code ? raise_code(self->error, code) : PyList_New(0);
     for (uint32_t i = 0; list && i < count; i++) {
-        PyObject *row = Py_BuildValue("(IIIKKN)", rows[i].segment, rows[i].block, rows[i].owner,
+        PyObject *row = Py_BuildValue("(IIIKKdN)", rows[i].segment, rows[i].block, rows[i].owner,
                                       (unsigned long long)rows[i].size, (unsigned long long)rows[i].generation,
-                                      holder_indices(rows[i].holders));
+                                      (double)rows[i].age_ns / 1e9, holder_indices(rows[i].holders));
         if (!row || PyList_Append(list, row)) Py_CLEAR(list);
         Py_XDECREF(row);
     }
@@ -541,6 +543,15 @@ static PyObject *handle_budget(Handle *self, void *Py_UNUSED(closure)) {
 static PyObject *handle_name(Handle *self, void *Py_UNUSED(closure)) {
     return handle_ready(self) ? PyUnicode_FromString(loom_arena_name(self->arena)) : NULL;
 }
+static PyObject *handle_full(Handle *self, void *Py_UNUSED(closure)) {
+    return handle_ready(self) ? PyLong_FromUnsignedLong(loom_arena_full(self->arena)) : NULL;
+}
+static PyObject *handle_wait_s(Handle *self, void *Py_UNUSED(closure)) {
+    return handle_ready(self) ? PyFloat_FromDouble((double)loom_arena_wait_ns(self->arena) / 1e9) : NULL;
+}
+static PyObject *handle_spill(Handle *self, void *Py_UNUSED(closure)) {
+    return handle_ready(self) ? PyUnicode_DecodeFSDefault(loom_arena_spill(self->arena)) : NULL;
+}
 static PyObject *handle_closed(Handle *self, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(!self->arena || self->closing);
 }
@@ -556,16 +567,16 @@ static PyMethodDef handle_methods[] = {
     {"reap", (PyCFunction)(void (*)(void))handle_reap, METH_FASTCALL,
      "reap(participant, revoke) -> references in flight"},
     {"sweep", (PyCFunction)handle_sweep, METH_NOARGS, "sweep()"},
-    {"collect", (PyCFunction)handle_collect, METH_NOARGS, "collect()"},
+    {"collect", (PyCFunction)handle_collect, METH_NOARGS, "collect() -> references and spilled blocks for which to look again"},
     {"trim", (PyCFunction)handle_trim, METH_NOARGS, "trim() -> bytes given back"},
     {"destroy", (PyCFunction)handle_destroy, METH_NOARGS, "destroy()"},
     {"stats", (PyCFunction)handle_stats, METH_NOARGS, "stats() -> the fields of loom_stats, in order"},
     {"participants", (PyCFunction)handle_participants, METH_NOARGS,
      "participants() -> [(index, pid, start_time, alive)]"},
     {"segments", (PyCFunction)handle_segments, METH_NOARGS,
-     "segments() -> [(index, state, owner, sequence, size_bytes)]"},
+     "segments() -> [(index, state, owner, sequence, size_bytes, spilled)]"},
     {"blocks", (PyCFunction)handle_blocks, METH_O,
-     "blocks(segment) -> [(segment, index, owner, size_bytes, generation, holders)]"},
+     "blocks(segment) -> [(segment, index, owner, size_bytes, generation, age_s, holders)]"},
     {"in_flight", (PyCFunction)handle_in_flight, METH_NOARGS, "in_flight() -> [(sender, references)]"},
     {"close", (PyCFunction)handle_close, METH_NOARGS, "close()"},
     {"abandon", (PyCFunction)handle_abandon, METH_NOARGS, "abandon(): imitate a death, for tests"},
@@ -576,6 +587,9 @@ static PyGetSetDef handle_getset[] = {
     {"participant", (getter)handle_participant, NULL, "This process's index.", NULL},
     {"budget_bytes", (getter)handle_budget, NULL, "The node's budget.", NULL},
     {"name", (getter)handle_name, NULL, "The arena's name.", NULL},
+    {"full", (getter)handle_full, NULL, "What to do when there is no room: WAIT, RAISE or SPILL.", NULL},
+    {"wait_s", (getter)handle_wait_s, NULL, "How long to wait for room.", NULL},
+    {"spill", (getter)handle_spill, NULL, "The folder of spilled segments, '' for none.", NULL},
     {"closed", (getter)handle_closed, NULL, "True after close().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -649,13 +663,21 @@ static PyObject *native_steps(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(i
 static PyObject *native_create(PyObject *module, PyObject *arguments) {
     const module_state *state = PyModule_GetState(module);
     const char *name;
-    unsigned long long budget;
-    if (!PyArg_ParseTuple(arguments, "sK", &name, &budget)) return NULL;
+    unsigned long long budget, wait_ns;
+    unsigned int full;
+    PyObject *folder;
+    if (!PyArg_ParseTuple(arguments, "sKIKO&", &name, &budget, &full, &wait_ns, PyUnicode_FSConverter, &folder))
+        return NULL;
+    const char *path = PyBytes_AsString(folder);
+    const loom_policy policy = {full, wait_ns, *path ? path : NULL};
     loom_arena *arena;
     int code;
     Py_BEGIN_ALLOW_THREADS
-    code = loom_arena_create(name, budget, &arena);
+    code = loom_arena_create(name, budget, &policy, &arena);
     Py_END_ALLOW_THREADS
+    int failed = errno;
+    Py_DECREF(folder);
+    errno = failed;
     return code ? raise_code(state->error, code) : handle_new(module, arena);
 }
 
@@ -680,6 +702,17 @@ static PyObject *native_destroy_files(PyObject *module, PyObject *arguments) {
     return code ? raise_code(state->error, code) : PyLong_FromUnsignedLongLong(count);
 }
 
+static PyObject *native_clear_spill(PyObject *module, PyObject *arguments) {
+    const module_state *state = PyModule_GetState(module);
+    PyObject *folder;
+    if (!PyArg_ParseTuple(arguments, "O&", PyUnicode_FSConverter, &folder)) return NULL;
+    uint64_t count = 0;
+    int code = loom_arena_clear_spill(PyBytes_AsString(folder), &count), failed = errno;
+    Py_DECREF(folder);
+    errno = failed;
+    return code ? raise_code(state->error, code) : PyLong_FromUnsignedLongLong(count);
+}
+
 static PyObject *native_start_time(PyObject *module, PyObject *argument) {
     const module_state *state = PyModule_GetState(module);
     unsigned long pid = PyLong_AsUnsignedLong(argument);
@@ -691,9 +724,10 @@ static PyObject *native_start_time(PyObject *module, PyObject *argument) {
 }
 
 static PyMethodDef native_methods[] = {
-    {"create", native_create, METH_VARARGS, "create(name, budget_bytes) -> Handle"},
+    {"create", native_create, METH_VARARGS, "create(name, budget_bytes, full, wait_ns, folder) -> Handle"},
     {"attach", native_attach, METH_VARARGS, "attach(name) -> Handle"},
     {"destroy_files", native_destroy_files, METH_VARARGS, "destroy_files(name) -> files unlinked"},
+    {"clear_spill", native_clear_spill, METH_VARARGS, "clear_spill(folder) -> spill folders of dead arenas removed"},
     {"start_time", native_start_time, METH_O, "start_time(pid) -> clock ticks since boot, or None when it is gone"},
     {"steps", native_steps, METH_NOARGS, "steps() -> names of the crash points"},
     {"crash_at", native_crash_at, METH_VARARGS, "crash_at(step, nth=1): SIGKILL this process at that step, for tests"},
@@ -707,7 +741,7 @@ static int native_exec(PyObject *module) {
     state->error = PyErr_NewExceptionWithDoc("loom._native.Error", "args: (code, text, errno)", NULL, NULL);
     if (!state->handle_type || !state->block_type || !state->error) return -1;
     if (PyModule_AddType(module, state->handle_type) || PyModule_AddType(module, state->block_type) ||
-        PyModule_AddObjectRef(module, "Error", state->error))
+        PyModule_AddObjectRef(module, "Error", state->error) || ring_type_add(module))
         return -1;
     static const struct {
         const char *name;
@@ -717,6 +751,7 @@ static int native_exec(PyObject *module) {
         {"NOT_FOUND", LOOM_E_NOT_FOUND}, {"VERSION", LOOM_E_VERSION}, {"EXISTS", LOOM_E_EXISTS},
         {"SLOTS", LOOM_E_SLOTS}, {"FORKED", LOOM_E_FORKED}, {"CLOSED", LOOM_E_CLOSED}, {"USAGE", LOOM_E_USAGE},
         {"ALIVE", LOOM_E_ALIVE}, {"OS", LOOM_E_OS}, {"DENIED", LOOM_E_DENIED}, {"ABSENT", LOOM_E_ABSENT},
+        {"WAIT", LOOM_FULL_WAIT}, {"RAISE", LOOM_FULL_RAISE}, {"SPILL", LOOM_FULL_SPILL},
         {"ANY", LOOM_ANY}, {"PARTICIPANTS", LOOM_PARTICIPANTS}, {"SEGMENTS", LOOM_SEGMENTS},
         {"TOKEN_LIMIT", LOOM_TOKENS}, {"ALIGNMENT", LOOM_ALIGNMENT}, {"LAYOUT_VERSION", LOOM_LAYOUT_VERSION},
     };

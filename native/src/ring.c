@@ -59,7 +59,7 @@ const char *loom_ring_text(int code) {
 static bool mail_path(char *path, const char *name) {
     size_t length = name ? strnlen(name, 200) : 0;
     if (!length || length == 200 || strchr(name, '/')) return false;
-    snprintf(path, PATH_SIZE, "/dev/shm/%s.mail", name);
+    snprintf(path, PATH_SIZE, "/dev/shm/%s.inbox", name);
     return true;
 }
 
@@ -154,8 +154,8 @@ struct place { /* what the receiver knows of a lane */
     bool known, broken;
 };
 
-struct loom_mailbox {
-    struct loom_mail *mail;
+struct loom_inbox {
+    struct loom_inbox_head *mail;
     char path[PATH_SIZE], bells[PATH_SIZE];
     int fd, bell;
     uint32_t sleep;          /* the even number that says awake */
@@ -167,7 +167,7 @@ struct loom_mailbox {
     struct place places[LOOM_LANES];
 };
 
-static struct loom_lane_control *lane_of(struct loom_mail *mail, uint32_t lane) {
+static struct loom_lane_control *lane_of(struct loom_inbox_head *mail, uint32_t lane) {
     return (struct loom_lane_control *)((unsigned char *)mail + LOOM_LANES_OFFSET + (uint64_t)lane * LOOM_LANE_SIZE);
 }
 static unsigned char *requests_of(struct loom_lane_control *control) {
@@ -183,9 +183,9 @@ static void lane_bell_path(char *path, const char *bells, uint32_t lane) {
 
 static void mailbox_bell_path(char *path, const char *bells) { snprintf(path, PATH_SIZE, "%.480s.bell", bells); }
 
-int loom_mailbox_create(const char *name, const char *bells, loom_mailbox **out) {
+int loom_inbox_create(const char *name, const char *bells, loom_inbox **out) {
     char bell[PATH_SIZE];
-    loom_mailbox *made = calloc(1, sizeof *made);
+    loom_inbox *made = calloc(1, sizeof *made);
     if (!made) return LOOM_RING_MEMORY;
     made->fd = made->bell = -1;
     for (uint32_t lane = 0; lane < LOOM_LANES; lane++) made->places[lane].bell = -1;
@@ -199,24 +199,24 @@ int loom_mailbox_create(const char *name, const char *bells, loom_mailbox **out)
     made->fd = open(made->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (made->fd < 0) goto failed;
     own = true;
-    if (ftruncate(made->fd, (off_t)LOOM_MAIL_SIZE)) goto failed;
+    if (ftruncate(made->fd, (off_t)LOOM_INBOX_SIZE)) goto failed;
     if ((code = reserve(made->fd, 0, LOOM_LANES_OFFSET))) goto failed;
     code = LOOM_RING_OS;
-    mail = mmap(NULL, LOOM_MAIL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, made->fd, 0);
+    mail = mmap(NULL, LOOM_INBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, made->fd, 0);
     if (mail == MAP_FAILED) goto failed;
     made->bell = bell_open(bell, true);
     if (made->bell < 0) goto failed;
     made->mail = mail;
-    made->mail->version = LOOM_MAIL_VERSION;
+    made->mail->version = LOOM_INBOX_VERSION;
     made->mail->lanes = LOOM_LANES;
     made->mail->lane_size = LOOM_LANE_SIZE;
     made->mail->ring_size = LOOM_RING_SIZE;
-    atomic_store_explicit(&made->mail->magic, LOOM_MAIL_MAGIC, memory_order_release);
+    atomic_store_explicit(&made->mail->magic, LOOM_INBOX_MAGIC, memory_order_release);
     *out = made;
     return LOOM_RING_OK;
 failed:;
     int kept = errno;
-    if (mail != MAP_FAILED) munmap(mail, LOOM_MAIL_SIZE);
+    if (mail != MAP_FAILED) munmap(mail, LOOM_INBOX_SIZE);
     if (own) unlink(made->path);
     if (made->fd >= 0) close(made->fd);
     free(made);
@@ -224,29 +224,29 @@ failed:;
     return code;
 }
 
-void loom_mailbox_close(loom_mailbox *mailbox) {
+void loom_inbox_close(loom_inbox *mailbox) {
     char bell[PATH_SIZE];
     mailbox_bell_path(bell, mailbox->bells);
     unlink(bell);
     unlink(mailbox->path);
     for (uint32_t lane = 0; lane < LOOM_LANES; lane++)
         if (mailbox->places[lane].bell >= 0) close(mailbox->places[lane].bell);
-    munmap(mailbox->mail, LOOM_MAIL_SIZE);
+    munmap(mailbox->mail, LOOM_INBOX_SIZE);
     close(mailbox->bell);
     close(mailbox->fd);
     free(mailbox);
 }
 
-int loom_mailbox_remove(const char *name) {
+int loom_inbox_remove(const char *name) {
     char path[PATH_SIZE];
     if (!mail_path(path, name)) return LOOM_RING_USAGE;
     return unlink(path) && errno != ENOENT ? LOOM_RING_OS : LOOM_RING_OK;
 }
 
-int loom_mailbox_bell(const loom_mailbox *mailbox) { return mailbox->bell; }
+int loom_inbox_bell(const loom_inbox *mailbox) { return mailbox->bell; }
 
 /* The first look at a lane: its pages must be there before they are touched. */
-static int place_know(loom_mailbox *mailbox, uint32_t lane) {
+static int place_know(loom_inbox *mailbox, uint32_t lane) {
     struct place *place = &mailbox->places[lane];
     if (place->known) return LOOM_RING_OK;
     int code = reserve(mailbox->fd, LOOM_LANES_OFFSET + (uint64_t)lane * LOOM_LANE_SIZE, LOOM_LANE_SIZE);
@@ -254,7 +254,7 @@ static int place_know(loom_mailbox *mailbox, uint32_t lane) {
     return code;
 }
 
-static void ring_sender(loom_mailbox *mailbox, struct loom_lane_control *control, uint32_t lane) {
+static void ring_sender(loom_inbox *mailbox, struct loom_lane_control *control, uint32_t lane) {
     struct place *place = &mailbox->places[lane];
     uint64_t session = atomic_load_explicit(&control->session, memory_order_acquire);
     if (place->bell < 0 || place->session != session) { /* another sender, another FIFO */
@@ -268,7 +268,7 @@ static void ring_sender(loom_mailbox *mailbox, struct loom_lane_control *control
 }
 
 /* The lane is read as far as it will be for now. */
-static void lane_leave(loom_mailbox *mailbox) {
+static void lane_leave(loom_inbox *mailbox) {
     if (!mailbox->reading) return;
     mailbox->reading = false;
     struct loom_lane_control *control = lane_of(mailbox->mail, mailbox->lane);
@@ -281,7 +281,7 @@ static void lane_leave(loom_mailbox *mailbox) {
 }
 
 /* The next lane after the present one that has something; LOOM_LANES when there is none. */
-static uint32_t lane_find(loom_mailbox *mailbox) {
+static uint32_t lane_find(loom_inbox *mailbox) {
     uint32_t start = (mailbox->lane + 1) % LOOM_LANES;
     for (uint32_t i = 0; i <= WORDS; i++) {
         uint32_t word = (start / 64 + i) % WORDS;
@@ -294,11 +294,11 @@ static uint32_t lane_find(loom_mailbox *mailbox) {
     return LOOM_LANES;
 }
 
-static void lane_done(loom_mailbox *mailbox, uint32_t lane) {
+static void lane_done(loom_inbox *mailbox, uint32_t lane) {
     mailbox->mine[lane / 64] &= ~(UINT64_C(1) << lane % 64);
 }
 
-int loom_mailbox_next(loom_mailbox *mailbox, uint32_t *lane, const void **data, uint32_t *size) {
+int loom_inbox_next(loom_inbox *mailbox, uint32_t *lane, const void **data, uint32_t *size) {
     for (;;) {
         if (!mailbox->reading) {
             uint32_t found = lane_find(mailbox);
@@ -336,7 +336,7 @@ int loom_mailbox_next(loom_mailbox *mailbox, uint32_t *lane, const void **data, 
     }
 }
 
-void loom_mailbox_take(loom_mailbox *mailbox) {
+void loom_inbox_take(loom_inbox *mailbox) {
     struct loom_lane_control *control = lane_of(mailbox->mail, mailbox->lane);
     mailbox->places[mailbox->lane].head = mailbox->after;
     mailbox->in_a_row++;
@@ -344,9 +344,9 @@ void loom_mailbox_take(loom_mailbox *mailbox) {
     STEP(TAKE_TAKEN);
 }
 
-void loom_mailbox_pause(loom_mailbox *mailbox) { lane_leave(mailbox); }
+void loom_inbox_pause(loom_inbox *mailbox) { lane_leave(mailbox); }
 
-int loom_mailbox_answer(loom_mailbox *mailbox, uint32_t lane, const void *data, uint32_t size) {
+int loom_inbox_answer(loom_inbox *mailbox, uint32_t lane, const void *data, uint32_t size) {
     if (lane >= LOOM_LANES) return LOOM_RING_USAGE;
     struct place *place = &mailbox->places[lane];
     if (place->broken) return LOOM_RING_CORRUPT;
@@ -383,7 +383,7 @@ int loom_mailbox_answer(loom_mailbox *mailbox, uint32_t lane, const void *data, 
 }
 
 /* Whether an answer that found no room would find some now. */
-static bool room_again(loom_mailbox *mailbox) {
+static bool room_again(loom_inbox *mailbox) {
     for (uint32_t word = 0; word < WORDS; word++)
         for (uint64_t bits = mailbox->waits[word]; bits; bits &= bits - 1) {
             struct loom_lane_control *control = lane_of(mailbox->mail, word * 64 + (uint32_t)__builtin_ctzll(bits));
@@ -392,7 +392,13 @@ static bool room_again(loom_mailbox *mailbox) {
     return false;
 }
 
-int loom_mailbox_rest(loom_mailbox *mailbox) {
+int loom_inbox_ready(const loom_inbox *mailbox) {
+    for (uint32_t word = 0; word < WORDS; word++)
+        if (mailbox->mine[word] | atomic_load_explicit(&mailbox->mail->ready[word], memory_order_acquire)) return 1;
+    return 0;
+}
+
+int loom_inbox_rest(loom_inbox *mailbox) {
     lane_leave(mailbox);
     mailbox->sleep += 2;
     atomic_store_explicit(&mailbox->mail->sleeping, mailbox->sleep - 1, memory_order_seq_cst);
@@ -405,7 +411,7 @@ int loom_mailbox_rest(loom_mailbox *mailbox) {
     return 0;
 }
 
-void loom_mailbox_wake(loom_mailbox *mailbox) {
+void loom_inbox_wake(loom_inbox *mailbox) {
     atomic_store_explicit(&mailbox->mail->sleeping, mailbox->sleep, memory_order_relaxed);
     bell_empty(mailbox->bell);
 }
@@ -413,7 +419,7 @@ void loom_mailbox_wake(loom_mailbox *mailbox) {
 /* --- The sender ------------------------------------------------------------------------------------------------- */
 
 struct loom_lane {
-    struct loom_mail *mail;
+    struct loom_inbox_head *mail;
     struct loom_lane_control *control;
     uint64_t tail, answer_head, after;
     uint32_t lane;
@@ -440,7 +446,7 @@ int loom_lane_open(const char *name, const char *bells, uint32_t lane, loom_lane
     code = LOOM_RING_DENIED;
     if (about.st_uid != geteuid() || about.st_mode & (S_IRWXG | S_IRWXO)) goto failed;
     code = LOOM_RING_CORRUPT;
-    if (!S_ISREG(about.st_mode) || (uint64_t)about.st_size != LOOM_MAIL_SIZE) goto failed;
+    if (!S_ISREG(about.st_mode) || (uint64_t)about.st_size != LOOM_INBOX_SIZE) goto failed;
     if ((code = reserve(fd, offset, LOOM_LANE_SIZE))) goto failed;
     STEP(OPEN_RESERVED);
     code = LOOM_RING_OS;
@@ -450,8 +456,8 @@ int loom_lane_open(const char *name, const char *bells, uint32_t lane, loom_lane
     made->mail = mail;
     made->control = control;
     code = LOOM_RING_CORRUPT;
-    if (atomic_load_explicit(&made->mail->magic, memory_order_acquire) != LOOM_MAIL_MAGIC ||
-        made->mail->version != LOOM_MAIL_VERSION || made->mail->lane_size != LOOM_LANE_SIZE ||
+    if (atomic_load_explicit(&made->mail->magic, memory_order_acquire) != LOOM_INBOX_MAGIC ||
+        made->mail->version != LOOM_INBOX_VERSION || made->mail->lane_size != LOOM_LANE_SIZE ||
         made->mail->ring_size != LOOM_RING_SIZE)
         goto failed;
     code = LOOM_RING_OS;
@@ -534,7 +540,8 @@ int loom_lane_send(loom_lane *lane, const void *data, uint32_t size) {
 }
 
 int loom_lane_ready(const loom_lane *lane) {
-    return atomic_load_explicit(&lane->control->answer_tail, memory_order_acquire) != lane->answer_head;
+    uint64_t head = atomic_load_explicit(&lane->control->answer_head, memory_order_relaxed);
+    return atomic_load_explicit(&lane->control->answer_tail, memory_order_acquire) != head;
 }
 
 int loom_lane_next(loom_lane *lane, const void **data, uint32_t *size) {
@@ -561,15 +568,10 @@ int loom_lane_rest(loom_lane *lane) {
     loom_lane_pause(lane);
     atomic_store_explicit(&lane->control->sender_sleeping, 1, memory_order_seq_cst);
     atomic_thread_fence(memory_order_seq_cst);
-    if (!loom_lane_ready(lane)) return 1;
-    atomic_store_explicit(&lane->control->sender_sleeping, 0, memory_order_relaxed);
-    return 0;
+    return !loom_lane_ready(lane);
 }
 
-void loom_lane_wake(loom_lane *lane) {
-    atomic_store_explicit(&lane->control->sender_sleeping, 0, memory_order_relaxed);
-    bell_empty(lane->bell);
-}
+void loom_lane_wake(loom_lane *lane) { bell_empty(lane->bell); }
 
 int loom_lane_unread(loom_lane *lane, uint64_t *at, const void **data, uint32_t *size) {
     uint64_t head = atomic_load_explicit(&lane->control->request_head, memory_order_acquire), after;

@@ -34,13 +34,24 @@ static inline uint64_t roll(uint64_t *state) { /* splitmix64 */
     return value ^ value >> 31;
 }
 
-static inline int files_left(const char *prefix) {
+static inline int files_in(const char *path, const char *prefix) {
     int count = 0;
-    DIR *folder = opendir("/dev/shm");
+    DIR *folder = opendir(path);
     CHECK(folder);
-    for (struct dirent *entry; (entry = readdir(folder));) count += !strncmp(entry->d_name, prefix, strlen(prefix));
+    for (struct dirent *entry; (entry = readdir(folder));)
+        count += entry->d_name[0] != '.' && !strncmp(entry->d_name, prefix, strlen(prefix));
     closedir(folder);
     return count;
+}
+
+static inline int files_left(const char *prefix) { return files_in("/dev/shm", prefix); }
+
+/* A folder to spill to; remove it with rmdir, which fails when something was left in it. */
+static inline char *spill_folder(void) {
+    static char path[64];
+    snprintf(path, sizeof path, "/tmp/loom-spill-XXXXXX");
+    CHECK(mkdtemp(path));
+    return path;
 }
 
 #endif

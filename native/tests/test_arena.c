@@ -16,7 +16,7 @@ static char name[64];
 
 static loom_arena *make(uint64_t budget) {
     loom_arena *node;
-    CHECK_CODE(loom_arena_create(name, budget, &node), LOOM_OK);
+    CHECK_CODE(loom_arena_create(name, budget, NULL, &node), LOOM_OK);
     return node;
 }
 
@@ -56,7 +56,7 @@ static void test_names_are_checked(void) {
     lengthy[sizeof lengthy - 1] = '\0';
     const char *bad[] = {"", ".", "..", "a/b", "a.b", "a b", "\n", lengthy};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        CHECK_CODE(loom_arena_create(bad[i], MIB, &arena), LOOM_E_USAGE);
+        CHECK_CODE(loom_arena_create(bad[i], MIB, NULL, &arena), LOOM_E_USAGE);
         CHECK_CODE(loom_arena_attach(bad[i], &arena), LOOM_E_USAGE);
         CHECK_CODE(loom_arena_destroy_files(bad[i], &count), LOOM_E_USAGE);
     }
@@ -64,7 +64,7 @@ static void test_names_are_checked(void) {
 
 static void test_open_errors(void) {
     loom_arena *node = make(MIB), *other;
-    CHECK_CODE(loom_arena_create(name, MIB, &other), LOOM_E_EXISTS);
+    CHECK_CODE(loom_arena_create(name, MIB, NULL, &other), LOOM_E_EXISTS);
     CHECK_CODE(loom_arena_attach("loom-test-absent", &other), LOOM_E_NOT_FOUND);
     char path[LOOM_PATH_MAX];
     loom_os_path(path, sizeof path, name, 0);
@@ -122,7 +122,7 @@ static void test_participant_slots(void) {
     CHECK_CODE(loom_arena_accept(arenas[1], &reference, &taken), LOOM_OK);
     loom_arena_release(&view);
     CHECK(all(&taken, 9));
-    loom_arena_collect(arenas[1023]);
+    loom_arena_collect(arenas[1023], NULL);
     CHECK(stats_of(node).blocks == 1);
     loom_arena_release(&taken);
     CHECK(stats_of(node).blocks == 0);
@@ -250,7 +250,7 @@ static void test_send_accept_release(void) {
     loom_arena_release(&lease);
     CHECK_CODE(loom_arena_accept(sender, &reference, &part), LOOM_OK);
     CHECK(part.size == 1 && part.data[0] == 6 && part.readonly);
-    loom_arena_collect(receiver);
+    loom_arena_collect(receiver, NULL);
     CHECK(stats_of(node).blocks == 1);
     loom_arena_release(&part);
     CHECK(stats_of(node).blocks == 0 && stats_of(node).in_flight == 0);
@@ -345,7 +345,7 @@ static void test_memory_comes_back_though_readers_stay_mapped(void) {
     CHECK(mincore(map->data, map->data_size, pages) == 0);
     for (uint64_t i = 0; i < map->data_size / LOOM_PAGE; i++) CHECK(!(pages[i] & 1)); /* punched out */
     free(pages);
-    CHECK_CODE(loom_arena_collect(receiver), LOOM_OK);
+    CHECK_CODE(loom_arena_collect(receiver, NULL), LOOM_OK);
     CHECK(receiver->maps[reference.segment] == NULL);
     loom_arena_close(sender);
     loom_arena_close(receiver);
@@ -364,7 +364,7 @@ static void move_hold(int step) {
     CHECK_CODE(loom_arena_send(move.from, move.held.data, move.held.size, move.to->me, &reference), LOOM_OK);
     CHECK_CODE(loom_arena_accept(move.to, &reference, &move.taken), LOOM_OK);
     CHECK_CODE(loom_arena_release(&move.held), LOOM_OK);
-    CHECK_CODE(loom_arena_collect(move.from), LOOM_OK);
+    CHECK_CODE(loom_arena_collect(move.from, NULL), LOOM_OK);
 }
 
 static void test_a_hold_that_moves_behind_the_scan_is_seen(void) {
@@ -378,7 +378,7 @@ static void test_a_hold_that_moves_behind_the_scan_is_seen(void) {
     CHECK_CODE(loom_arena_accept(arenas[699], &reference, &move.held), LOOM_OK);
     move.from = arenas[699];
     move.to = arenas[1];
-    CHECK_CODE(loom_arena_collect(arenas[2]), LOOM_OK);
+    CHECK_CODE(loom_arena_collect(arenas[2], NULL), LOOM_OK);
     loom_arena_step_hook = move_hold;
     CHECK_CODE(loom_arena_release(&lease), LOOM_OK); /* scans */
     loom_arena_step_hook = NULL;
@@ -418,7 +418,7 @@ static void test_a_recall_inside_an_accept(void) {
         loom_arena_step_hook = NULL;
         CHECK(!taken.arena);
         loom_arena_release(&lease);
-        loom_arena_collect(sender);
+        loom_arena_collect(sender, NULL);
         CHECK(stats_of(node).blocks == 0);
         loom_arena_close(receiver);
         loom_arena_close(sender);
@@ -515,7 +515,7 @@ static void test_reap_of_a_receiver(void) {
     loom_arena_release(&lease);
     loom_arena_abandon(receiver);
     CHECK_CODE(loom_arena_reap(node, dead, 1, &in_flight), LOOM_OK);
-    CHECK_CODE(loom_arena_collect(sender), LOOM_OK);
+    CHECK_CODE(loom_arena_collect(sender, NULL), LOOM_OK);
     CHECK(stats_of(node).blocks == 0 && stats_of(node).in_flight == 0 && stats_of(node).participants == 2);
     loom_arena *heir = join();
     CHECK(heir->me == dead);
@@ -571,6 +571,116 @@ static void test_reap_can_be_killed_and_repeated(void) {
         loom_arena_close(reader);
         end(node);
     }
+}
+
+/* --- Spilling ----------------------------------------------------------------------------------------------------- */
+
+static loom_arena *make_spilling(uint64_t budget, const char *folder) {
+    loom_arena *node;
+    const loom_policy policy = {LOOM_FULL_SPILL, 0, folder};
+    CHECK_CODE(loom_arena_create(name, budget, &policy, &node), LOOM_OK);
+    return node;
+}
+
+static void test_policies_are_checked(void) {
+    loom_arena *node, *other;
+    const char *folder = spill_folder();
+    const loom_policy bad[] = {{3, 0, NULL}, {LOOM_FULL_SPILL, 0, NULL}, {LOOM_FULL_WAIT, 0, folder},
+                               {LOOM_FULL_SPILL, 0, "relative"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK_CODE(loom_arena_create(name, MIB, &bad[i], &node), LOOM_E_USAGE);
+    const loom_policy absent = {LOOM_FULL_SPILL, 0, "/tmp/loom-spill-absent"};
+    CHECK_CODE(loom_arena_create(name, MIB, &absent, &node), LOOM_E_OS);
+    CHECK(errno == ENOENT && files_left(name) == 0);
+    node = make_spilling(MIB, folder);
+    other = join();
+    CHECK(loom_arena_full(other) == LOOM_FULL_SPILL && !strcmp(loom_arena_spill(other), loom_arena_spill(node)));
+    const loom_policy same = {LOOM_FULL_SPILL, 0, folder};
+    loom_arena *again;
+    CHECK_CODE(loom_arena_create(name, MIB, &same, &again), LOOM_E_EXISTS); /* and the first one's folder stays */
+    CHECK(files_in(folder, name) == 1);
+    loom_arena_close(other);
+    end(node);
+    CHECK(rmdir(folder) == 0);
+}
+
+static void test_spilled_blocks(void) {
+    const char *folder = spill_folder();
+    loom_arena *node = make_spilling(4 * MIB, folder), *sender = join(), *receiver = join();
+    const char *spill = loom_arena_spill(node);
+    loom_view first, second, third, taken;
+    loom_reference reference;
+    CHECK_CODE(loom_arena_lease(sender, 4 * MIB, &first), LOOM_OK);
+    CHECK_CODE(loom_arena_lease(sender, 100, &second), LOOM_OK);
+    CHECK_CODE(loom_arena_lease(sender, 6 * MIB, &third), LOOM_OK);
+    CHECK(files_in(spill, "") == 2);
+    fill(&third, 7);
+    CHECK_CODE(loom_arena_hand_over(&third, receiver->me, &reference), LOOM_OK);
+    CHECK_CODE(loom_arena_accept(receiver, &reference, &taken), LOOM_OK);
+    CHECK(taken.readonly && all(&taken, 7));
+    loom_stats stats = stats_of(node);
+    CHECK(stats.reserved_bytes == 4 * MIB && stats.spill_reserved_bytes == 10 * MIB);
+    CHECK(stats.spilled_blocks == 2 && stats.spilled_bytes == 6 * MIB + 100 && stats.blocks_spilled == 2);
+    loom_arena_release(&taken);
+    loom_arena_collect(sender, NULL);
+    CHECK(files_in(spill, "") == 1);
+    loom_arena_release(&second);
+    CHECK(files_in(spill, "") == 0);
+    loom_arena_release(&first);
+    loom_arena_close(receiver);
+    loom_arena_close(sender);
+    CHECK(stats_of(node).bytes_spilled == 6 * MIB + 100);
+    end(node);
+    CHECK(rmdir(folder) == 0);
+}
+
+static void test_a_dead_owners_spilled_segment(void) {
+    const char *folder = spill_folder();
+    loom_arena *node = make_spilling(1, folder), *owner = join(), *reader = join();
+    loom_view lease, other, taken;
+    loom_reference reference;
+    CHECK_CODE(loom_arena_lease(owner, 1000, &lease), LOOM_OK);
+    CHECK_CODE(loom_arena_lease(owner, 5 * MIB, &other), LOOM_OK);
+    fill(&lease, 3);
+    CHECK_CODE(loom_arena_send(owner, lease.data, lease.size, LOOM_ANY, &reference), LOOM_OK);
+    CHECK_CODE(loom_arena_accept(reader, &reference, &taken), LOOM_OK);
+    uint32_t index = owner->me;
+    loom_arena_abandon(owner);
+    uint64_t in_flight;
+    CHECK_CODE(loom_arena_reap(node, index, 1, &in_flight), LOOM_OK);
+    CHECK(all(&taken, 3) && files_in(loom_arena_spill(node), "") == 1);
+    loom_stats stats = stats_of(node);
+    CHECK(stats.orphaned == 1 && stats.spilled_blocks == 1);
+    CHECK(stats.reclaimed_blocks == 1 && stats.reclaimed_bytes == 5 * MIB && stats.reclaimed_segments == 1);
+    loom_arena_release(&taken);
+    CHECK_CODE(loom_arena_sweep(node), LOOM_OK);
+    CHECK(files_in(loom_arena_spill(node), "") == 0 && stats_of(node).reclaimed_segments == 2);
+    loom_arena_release(&lease);
+    loom_arena_release(&other);
+    loom_arena_close(reader);
+    end(node);
+    CHECK(rmdir(folder) == 0);
+}
+
+static void test_dead_spill_folders_are_cleared(void) {
+    const char *folder = spill_folder();
+    loom_arena *node = make_spilling(1, folder);
+    char control[LOOM_PATH_MAX];
+    loom_os_path(control, sizeof control, name, 0);
+    loom_view lease;
+    uint64_t count;
+    CHECK_CODE(loom_arena_lease(node, 1000, &lease), LOOM_OK);
+    CHECK(unlink(control) == 0); /* as by a reboot */
+    CHECK_CODE(loom_arena_clear_spill(folder, &count), LOOM_OK);
+    CHECK(count == 0 && files_in(loom_arena_spill(node), "") == 1); /* locked */
+    close(node->spill_fd);
+    node->spill_fd = -1;
+    CHECK_CODE(loom_arena_clear_spill(folder, &count), LOOM_OK);
+    CHECK(count == 1 && files_in(folder, "") == 0);
+    CHECK_CODE(loom_arena_clear_spill("/tmp/loom-spill-absent", &count), LOOM_E_OS);
+    loom_arena_release(&lease);
+    end(node);
+    CHECK(rmdir(folder) == 0);
 }
 
 static void test_fork(void) {
@@ -667,6 +777,10 @@ int main(void) {
         TEST(test_reap_of_a_sender_with_grace),
         TEST(test_reap_of_a_receiver),
         TEST(test_reap_can_be_killed_and_repeated),
+        TEST(test_policies_are_checked),
+        TEST(test_spilled_blocks),
+        TEST(test_a_dead_owners_spilled_segment),
+        TEST(test_dead_spill_folders_are_cleared),
         TEST(test_fork),
         TEST(test_received_memory_is_read_only),
         TEST(test_liveness),

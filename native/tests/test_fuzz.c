@@ -26,7 +26,7 @@ static uint64_t odd_number(uint64_t *state) {
 /* Change one or more fields of a good reference: only the good one itself may be accepted, once. */
 static void test_references(uint64_t seed) {
     loom_arena *node, *receiver;
-    CHECK_CODE(loom_arena_create(name, 64 * MIB, &node), LOOM_OK);
+    CHECK_CODE(loom_arena_create(name, 64 * MIB, NULL, &node), LOOM_OK);
     CHECK_CODE(loom_arena_attach(name, &receiver), LOOM_OK);
     loom_view lease, taken;
     CHECK_CODE(loom_arena_lease(node, 5000, &lease), LOOM_OK);
@@ -95,9 +95,12 @@ static void list_all(loom_arena *arena) {
 /* Overwrite the tables at random under three handles that go on working, then let the node clean up. */
 static void test_tables(uint64_t seed, int rounds) {
     uint64_t state = seed;
+    const char *folder = spill_folder();
+    const loom_policy spill = {LOOM_FULL_SPILL, 0, folder};
     for (int round = 0; round < rounds; round++) {
         loom_arena *arenas[3];
-        CHECK_CODE(loom_arena_create(name, 32 * MIB, &arenas[0]), LOOM_OK);
+        bool spills = round % 4 == 3;
+        CHECK_CODE(loom_arena_create(name, spills ? 4 * MIB : 32 * MIB, spills ? &spill : NULL, &arenas[0]), LOOM_OK);
         for (int i = 1; i < 3; i++) CHECK_CODE(loom_arena_attach(name, &arenas[i]), LOOM_OK);
         loom_view views[16] = {{0}};
         loom_reference references[32];
@@ -147,7 +150,7 @@ static void test_tables(uint64_t seed, int rounds) {
             }
             default:
                 switch (roll(&state) % 7) {
-                case 0: known(loom_arena_collect(arena)); break;
+                case 0: known(loom_arena_collect(arena, NULL)); break;
                 case 1: known(loom_arena_trim(arena, &ignored)); break;
                 case 2: known(loom_arena_sweep(arenas[0])); break;
                 case 3: known(loom_arena_reap(arenas[0], (uint32_t)(roll(&state) % 5), 1, &ignored)); break;
@@ -174,7 +177,9 @@ static void test_tables(uint64_t seed, int rounds) {
             if (views[i].arena) known(loom_arena_release(&views[i]));
         known(loom_arena_destroy_files(name, NULL)); /* files of segments whose number was overwritten */
         CHECK(files_left(name) == 0);
+        CHECK_CODE(loom_arena_clear_spill(folder, NULL), LOOM_OK);
     }
+    CHECK(rmdir(folder) == 0);
     printf("ok test_tables (%d rounds)\n", rounds);
 }
 

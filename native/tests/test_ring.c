@@ -61,16 +61,16 @@ static void expect(const void *data, uint32_t size, uint64_t n) {
 }
 
 static void test_errors(void) {
-    loom_mailbox *mailbox, *second;
+    loom_inbox *mailbox, *second;
     loom_lane *lane;
     CHECK(loom_lane_open(name, bells, 1, &lane) == LOOM_RING_NOT_FOUND);
-    OK(loom_mailbox_create(name, bells, &mailbox));
-    CHECK(loom_mailbox_create(name, bells, &second) == LOOM_RING_OS && errno == EEXIST);
-    CHECK(loom_mailbox_create("a/b", bells, &second) == LOOM_RING_USAGE);
-    CHECK(loom_mailbox_create("", bells, &second) == LOOM_RING_USAGE);
+    OK(loom_inbox_create(name, bells, &mailbox));
+    CHECK(loom_inbox_create(name, bells, &second) == LOOM_RING_OS && errno == EEXIST);
+    CHECK(loom_inbox_create("a/b", bells, &second) == LOOM_RING_USAGE);
+    CHECK(loom_inbox_create("", bells, &second) == LOOM_RING_USAGE);
     CHECK(loom_lane_open(name, bells, LOOM_LANES, &lane) == LOOM_RING_USAGE);
-    CHECK(loom_mailbox_answer(mailbox, 3, "x", 1) == LOOM_RING_NOBODY);
-    CHECK(loom_mailbox_answer(mailbox, LOOM_LANES, "x", 1) == LOOM_RING_USAGE);
+    CHECK(loom_inbox_answer(mailbox, 3, "x", 1) == LOOM_RING_NOBODY);
+    CHECK(loom_inbox_answer(mailbox, LOOM_LANES, "x", 1) == LOOM_RING_USAGE);
     OK(loom_lane_open(name, bells, 1, &lane));
     static unsigned char large[LOOM_RECORD_MAX + 1];
     CHECK(loom_lane_send(lane, large, LOOM_RECORD_MAX + 1) == LOOM_RING_LARGE);
@@ -79,13 +79,13 @@ static void test_errors(void) {
     CHECK(loom_lane_send(lane, "", 0) == LOOM_RING_FULL);
     loom_lane_close(lane);
     char path[96];
-    snprintf(path, sizeof path, "/dev/shm/%s.mail", name);
+    snprintf(path, sizeof path, "/dev/shm/%s.inbox", name);
     CHECK(chmod(path, 0644) == 0);
     CHECK(loom_lane_open(name, bells, 1, &lane) == LOOM_RING_DENIED);
     CHECK(chmod(path, 0600) == 0 && truncate(path, 100000) == 0);
     CHECK(loom_lane_open(name, bells, 1, &lane) == LOOM_RING_CORRUPT);
-    CHECK(truncate(path, (off_t)LOOM_MAIL_SIZE) == 0);
-    loom_mailbox_close(mailbox);
+    CHECK(truncate(path, (off_t)LOOM_INBOX_SIZE) == 0);
+    loom_inbox_close(mailbox);
     CHECK(!files_left(name) && !bells_left());
     for (int step = 0; step < LOOM_RING_STEP_COUNT; step++) CHECK(loom_ring_step_name(step));
     CHECK(!loom_ring_step_name(LOOM_RING_STEP_COUNT) && !loom_ring_step_name(-1));
@@ -93,11 +93,11 @@ static void test_errors(void) {
 
 /* Random sends, reads and answers of three lanes against counters: everything arrives once, in order, unchanged. */
 static void test_order(uint64_t seed, long rounds) {
-    loom_mailbox *mailbox;
+    loom_inbox *mailbox;
     loom_lane *lanes[3];
     uint64_t state = seed, sent[3] = {0}, got[3] = {0}, answered[3] = {0}, heard[3] = {0}, full = 0;
     static unsigned char buffer[LOOM_RECORD_MAX];
-    OK(loom_mailbox_create(name, bells, &mailbox));
+    OK(loom_inbox_create(name, bells, &mailbox));
     for (uint32_t i = 0; i < 3; i++) OK(loom_lane_open(name, bells, i * 100, &lanes[i]));
     for (long round = 0; round < rounds * 100; round++) {
         uint64_t choice = roll(&state) % 100;
@@ -110,19 +110,19 @@ static void test_order(uint64_t seed, long rounds) {
             sent[i] += !code;
             full += code == LOOM_RING_FULL;
         } else if (choice < 60) {
-            int code = loom_mailbox_answer(mailbox, i * 100, buffer, compose(buffer, answered[i], length));
+            int code = loom_inbox_answer(mailbox, i * 100, buffer, compose(buffer, answered[i], length));
             CHECK(code == LOOM_RING_OK || code == LOOM_RING_FULL);
             answered[i] += !code;
         } else if (choice < 85) {
-            int code = loom_mailbox_next(mailbox, &lane, &data, &size);
+            int code = loom_inbox_next(mailbox, &lane, &data, &size);
             if (code == LOOM_RING_EMPTY) {
                 for (int k = 0; k < 3; k++) CHECK(got[k] == sent[k]);
                 continue;
             }
             OK(code);
             expect(data, size, got[lane / 100]++);
-            loom_mailbox_take(mailbox);
-            if (choice < 63) loom_mailbox_pause(mailbox);
+            loom_inbox_take(mailbox);
+            if (choice < 63) loom_inbox_pause(mailbox);
         } else {
             int code = loom_lane_next(lanes[i], &data, &size);
             CHECK((code == LOOM_RING_EMPTY) == (heard[i] == answered[i]));
@@ -141,37 +141,37 @@ static void test_order(uint64_t seed, long rounds) {
         CHECK(n == sent[i]);
         loom_lane_close(lanes[i]);
     }
-    loom_mailbox_close(mailbox);
+    loom_inbox_close(mailbox);
     CHECK(!files_left(name) && !bells_left());
 }
 
 static void test_bells(void) {
-    loom_mailbox *mailbox;
+    loom_inbox *mailbox;
     loom_lane *lane;
     uint32_t from, size;
     const void *data;
     static unsigned char block[8000];
-    OK(loom_mailbox_create(name, bells, &mailbox));
+    OK(loom_inbox_create(name, bells, &mailbox));
     OK(loom_lane_open(name, bells, 5, &lane));
-    int bell = loom_mailbox_bell(mailbox), own = loom_lane_bell(lane);
+    int bell = loom_inbox_bell(mailbox), own = loom_lane_bell(lane);
     OK(loom_lane_send(lane, "a", 1));
     CHECK(!is_rung(bell)); /* nobody sleeps */
-    CHECK(!loom_mailbox_rest(mailbox));
-    OK(loom_mailbox_next(mailbox, &from, &data, &size));
+    CHECK(!loom_inbox_rest(mailbox));
+    OK(loom_inbox_next(mailbox, &from, &data, &size));
     CHECK(from == 5 && size == 1 && *(const char *)data == 'a');
-    loom_mailbox_take(mailbox);
-    CHECK(loom_mailbox_next(mailbox, &from, &data, &size) == LOOM_RING_EMPTY);
-    CHECK(loom_mailbox_rest(mailbox) && !is_rung(bell));
+    loom_inbox_take(mailbox);
+    CHECK(loom_inbox_next(mailbox, &from, &data, &size) == LOOM_RING_EMPTY);
+    CHECK(loom_inbox_rest(mailbox) && !is_rung(bell));
     OK(loom_lane_send(lane, "b", 1));
     CHECK(is_rung(bell));
-    loom_mailbox_wake(mailbox);
+    loom_inbox_wake(mailbox);
     CHECK(!is_rung(bell));
     OK(loom_lane_send(lane, "c", 1));
     CHECK(!is_rung(bell)); /* once is enough */
-    while (!loom_mailbox_next(mailbox, &from, &data, &size)) loom_mailbox_take(mailbox);
+    while (!loom_inbox_next(mailbox, &from, &data, &size)) loom_inbox_take(mailbox);
 
     CHECK(loom_lane_rest(lane)); /* the sender sleeps, an answer wakes it */
-    OK(loom_mailbox_answer(mailbox, 5, "d", 1));
+    OK(loom_inbox_answer(mailbox, 5, "d", 1));
     CHECK(is_rung(own));
     loom_lane_wake(lane);
     CHECK(!loom_lane_rest(lane) && loom_lane_ready(lane));
@@ -181,34 +181,34 @@ static void test_bells(void) {
     int sent = 0; /* the sender waits for room */
     while (!loom_lane_send(lane, block, sizeof block)) sent++;
     CHECK(sent == 4 && !is_rung(own));
-    OK(loom_mailbox_next(mailbox, &from, &data, &size));
-    loom_mailbox_take(mailbox);
+    OK(loom_inbox_next(mailbox, &from, &data, &size));
+    loom_inbox_take(mailbox);
     CHECK(!is_rung(own));
-    loom_mailbox_pause(mailbox);
+    loom_inbox_pause(mailbox);
     CHECK(is_rung(own));
     loom_lane_wake(lane);
     OK(loom_lane_send(lane, block, sizeof block));
-    while (!loom_mailbox_next(mailbox, &from, &data, &size)) loom_mailbox_take(mailbox);
+    while (!loom_inbox_next(mailbox, &from, &data, &size)) loom_inbox_take(mailbox);
 
     int answers = 0; /* the receiver waits for room */
-    while (!loom_mailbox_answer(mailbox, 5, block, sizeof block)) answers++;
-    CHECK(answers == 4 && loom_mailbox_rest(mailbox) && !is_rung(bell));
+    while (!loom_inbox_answer(mailbox, 5, block, sizeof block)) answers++;
+    CHECK(answers == 4 && loom_inbox_rest(mailbox) && !is_rung(bell));
     OK(loom_lane_next(lane, &data, &size));
     loom_lane_take(lane);
     loom_lane_pause(lane);
     CHECK(is_rung(bell));
-    loom_mailbox_wake(mailbox);
-    OK(loom_mailbox_answer(mailbox, 5, block, sizeof block));
+    loom_inbox_wake(mailbox);
+    OK(loom_inbox_answer(mailbox, 5, block, sizeof block));
     loom_lane_close(lane);
 
     OK(loom_lane_open(name, bells, 5, &lane)); /* a successor: its own FIFO, and answers that are not for it */
     CHECK(loom_lane_ready(lane));
     while (!loom_lane_next(lane, &data, &size)) loom_lane_take(lane);
     CHECK(loom_lane_rest(lane));
-    OK(loom_mailbox_answer(mailbox, 5, "e", 1));
+    OK(loom_inbox_answer(mailbox, 5, "e", 1));
     CHECK(is_rung(loom_lane_bell(lane)));
     loom_lane_close(lane);
-    loom_mailbox_close(mailbox);
+    loom_inbox_close(mailbox);
     CHECK(!files_left(name) && !bells_left());
 }
 
@@ -243,9 +243,9 @@ static void doomed_sender(uint32_t index) {
 }
 
 static void kill_sender(int step, int after) {
-    loom_mailbox *mailbox;
+    loom_inbox *mailbox;
     loom_lane *other;
-    OK(loom_mailbox_create(name, bells, &mailbox));
+    OK(loom_inbox_create(name, bells, &mailbox));
     OK(loom_lane_open(name, bells, 2, &other));
     atomic_store(&progress->sent, 0);
     pid_t child = fork();
@@ -261,24 +261,24 @@ static void kill_sender(int step, int after) {
     for (bool gone = false;;) {
         uint32_t lane, size;
         const void *data;
-        int code = loom_mailbox_next(mailbox, &lane, &data, &size);
+        int code = loom_inbox_next(mailbox, &lane, &data, &size);
         if (code == LOOM_RING_OK) {
             expect(data, size, lane == 1 ? got++ : others++);
-            loom_mailbox_take(mailbox);
+            loom_inbox_take(mailbox);
             continue;
         }
         CHECK(code == LOOM_RING_EMPTY);
         if (gone) break;
-        if (!loom_mailbox_rest(mailbox)) continue;
-        while (!is_rung(loom_mailbox_bell(mailbox)) && !gone) {
+        if (!loom_inbox_rest(mailbox)) continue;
+        while (!is_rung(loom_inbox_bell(mailbox)) && !gone) {
             gone = waitpid(child, &status, WNOHANG) == child;
             if (!gone) usleep(200);
         }
         if (gone) { /* asleep, whatever the dead one was at: the others' messages wake us as ever */
             OK(loom_lane_send(other, buffer, compose(buffer, sent++, 64)));
-            CHECK(is_rung(loom_mailbox_bell(mailbox)));
+            CHECK(is_rung(loom_inbox_bell(mailbox)));
         }
-        loom_mailbox_wake(mailbox);
+        loom_inbox_wake(mailbox);
     }
     CHECK(others == 1);
     loom_lane *next;
@@ -288,47 +288,47 @@ static void kill_sender(int step, int after) {
     for (;;) { /* what was published without its bit being set comes with the successor's */
         uint32_t lane, size;
         const void *data;
-        OK(loom_mailbox_next(mailbox, &lane, &data, &size));
+        OK(loom_inbox_next(mailbox, &lane, &data, &size));
         uint64_t n;
         memcpy(&n, data, 8);
         bool last = n == 7 && size == 64; /* the dead one's had another size */
         if (!last) expect(data, size, got++);
-        loom_mailbox_take(mailbox);
+        loom_inbox_take(mailbox);
         if (last) break;
     }
     CHECK(got == seen || got == seen + 1); /* killed after publishing, before it could say so */
     CHECK(WIFEXITED(status) ? WEXITSTATUS(status) == 0 && got == 2000 : WTERMSIG(status) == SIGKILL);
     loom_lane_close(next);
     loom_lane_close(other);
-    loom_mailbox_close(mailbox);
+    loom_inbox_close(mailbox);
     CHECK(!files_left(name) && !bells_left());
 }
 
-static void doomed_receiver(loom_mailbox *mailbox) {
+static void doomed_receiver(loom_inbox *mailbox) {
     loom_ring_step_hook = die;
     for (;;) {
         uint32_t lane, size;
         const void *data;
-        int code = loom_mailbox_next(mailbox, &lane, &data, &size);
+        int code = loom_inbox_next(mailbox, &lane, &data, &size);
         if (code == LOOM_RING_OK) {
             unsigned char copy[512];
             memcpy(copy, data, size);
-            loom_mailbox_take(mailbox);
+            loom_inbox_take(mailbox);
             atomic_fetch_add(&progress->took, 1);
-            if (loom_mailbox_answer(mailbox, lane, copy, size)) _exit(7);
+            if (loom_inbox_answer(mailbox, lane, copy, size)) _exit(7);
             atomic_fetch_add(&progress->answered, 1);
-        } else if (loom_mailbox_rest(mailbox)) {
-            struct pollfd wait = {loom_mailbox_bell(mailbox), POLLIN, 0};
+        } else if (loom_inbox_rest(mailbox)) {
+            struct pollfd wait = {loom_inbox_bell(mailbox), POLLIN, 0};
             if (poll(&wait, 1, 10000) != 1) _exit(0);
-            loom_mailbox_wake(mailbox);
+            loom_inbox_wake(mailbox);
         }
     }
 }
 
 static void kill_receiver(int step, int after) {
-    loom_mailbox *mailbox;
+    loom_inbox *mailbox;
     loom_lane *lane;
-    OK(loom_mailbox_create(name, bells, &mailbox));
+    OK(loom_inbox_create(name, bells, &mailbox));
     OK(loom_lane_open(name, bells, 1, &lane));
     atomic_store(&progress->took, 0);
     atomic_store(&progress->answered, 0);
@@ -367,7 +367,7 @@ static void kill_receiver(int step, int after) {
     CHECK(unread == sent - took || unread == sent - took - 1); /* killed after taking, before it could say so */
     CHECK(heard == answered || heard == answered + 1);
     loom_lane_close(lane);
-    loom_mailbox_close(mailbox);
+    loom_inbox_close(mailbox);
     CHECK(!files_left(name) && !bells_left());
 }
 
@@ -389,12 +389,12 @@ static volatile uint64_t sink; /* what is shown must be readable */
 static void test_damage(uint64_t seed, long rounds) {
     uint64_t state = seed;
     char path[96];
-    snprintf(path, sizeof path, "/dev/shm/%s.mail", name);
+    snprintf(path, sizeof path, "/dev/shm/%s.inbox", name);
     for (long round = 0; round < rounds; round++) {
-        loom_mailbox *mailbox;
+        loom_inbox *mailbox;
         loom_lane *lane;
         static unsigned char buffer[LOOM_RECORD_MAX];
-        OK(loom_mailbox_create(name, bells, &mailbox));
+        OK(loom_inbox_create(name, bells, &mailbox));
         OK(loom_lane_open(name, bells, 1, &lane));
         int fd = open(path, O_RDWR | O_CLOEXEC);
         CHECK(fd >= 0);
@@ -414,12 +414,12 @@ static void test_damage(uint64_t seed, long rounds) {
             uint32_t from, size, length = (uint32_t)(8 + roll(&state) % 600);
             uint64_t unread = 0, sum = 0;
             loom_lane_send(lane, buffer, compose(buffer, 1, length));
-            loom_mailbox_answer(mailbox, 1, buffer, length);
+            loom_inbox_answer(mailbox, 1, buffer, length);
             for (int k = 0; k < 100; k++) {
-                int code = loom_mailbox_next(mailbox, &from, &data, &size);
+                int code = loom_inbox_next(mailbox, &from, &data, &size);
                 if (code == LOOM_RING_OK) {
                     for (uint32_t b = 0; b < size; b++) sum += ((const unsigned char *)data)[b];
-                    loom_mailbox_take(mailbox);
+                    loom_inbox_take(mailbox);
                 } else if (code == LOOM_RING_EMPTY) {
                     break;
                 }
@@ -429,15 +429,15 @@ static void test_damage(uint64_t seed, long rounds) {
                 loom_lane_take(lane);
             }
             for (int k = 0; k < 100 && !loom_lane_unread(lane, &unread, &data, &size); k++) sum += size;
-            loom_mailbox_rest(mailbox);
-            loom_mailbox_wake(mailbox);
+            loom_inbox_rest(mailbox);
+            loom_inbox_wake(mailbox);
             loom_lane_rest(lane);
             loom_lane_wake(lane);
             sink = sum;
         }
         close(fd);
         loom_lane_close(lane);
-        loom_mailbox_close(mailbox);
+        loom_inbox_close(mailbox);
     }
     CHECK(!files_left(name) && !bells_left());
 }
@@ -446,7 +446,7 @@ static void test_damage(uint64_t seed, long rounds) {
 
 #define SENDERS 4
 static long messages;
-static loom_mailbox *box;
+static loom_inbox *box;
 
 static void sleep_on(int bell) {
     struct pollfd wait = {bell, POLLIN, 0};
@@ -461,22 +461,22 @@ static void *receive(void *unused) {
     while (left) {
         uint32_t lane, size;
         const void *data;
-        int code = loom_mailbox_next(box, &lane, &data, &size);
+        int code = loom_inbox_next(box, &lane, &data, &size);
         if (code == LOOM_RING_EMPTY) {
-            if (loom_mailbox_rest(box)) {
-                sleep_on(loom_mailbox_bell(box));
-                loom_mailbox_wake(box);
+            if (loom_inbox_rest(box)) {
+                sleep_on(loom_inbox_bell(box));
+                loom_inbox_wake(box);
             }
             continue;
         }
         OK(code);
         expect(data, size, got[lane]++);
         memcpy(copy, data, size);
-        loom_mailbox_take(box);
-        while ((code = loom_mailbox_answer(box, lane, copy, size)) == LOOM_RING_FULL)
-            if (loom_mailbox_rest(box)) {
-                sleep_on(loom_mailbox_bell(box));
-                loom_mailbox_wake(box);
+        loom_inbox_take(box);
+        while ((code = loom_inbox_answer(box, lane, copy, size)) == LOOM_RING_FULL)
+            if (loom_inbox_rest(box)) {
+                sleep_on(loom_inbox_bell(box));
+                loom_inbox_wake(box);
             }
         OK(code);
         left--;
@@ -517,11 +517,11 @@ static void *send_and_hear(void *argument) {
 
 static void test_threads(void) {
     pthread_t threads[SENDERS + 1];
-    OK(loom_mailbox_create(name, bells, &box));
+    OK(loom_inbox_create(name, bells, &box));
     CHECK(!pthread_create(&threads[SENDERS], NULL, receive, NULL));
     for (uintptr_t i = 0; i < SENDERS; i++) CHECK(!pthread_create(&threads[i], NULL, send_and_hear, (void *)(i + 1)));
     for (int i = 0; i <= SENDERS; i++) CHECK(!pthread_join(threads[i], NULL));
-    loom_mailbox_close(box);
+    loom_inbox_close(box);
     CHECK(!files_left(name) && !bells_left());
 }
 

@@ -91,7 +91,7 @@ static void *work(void *argument) {
             atomic_fetch_add(&passed, 1);
         } else if (choice < 97) {
             uint64_t bytes;
-            CHECK_CODE(choice == 95 ? loom_arena_collect(arena) : loom_arena_trim(arena, &bytes), LOOM_OK);
+            CHECK_CODE(choice == 95 ? loom_arena_collect(arena, NULL) : loom_arena_trim(arena, &bytes), LOOM_OK);
         } else if (arena != shared && roll(&state) % 8 == 0) {
             if (choice == 97)
                 loom_arena_close(arena);
@@ -108,7 +108,10 @@ int main(int count, char **arguments) {
     rounds = count > 1 ? atol(arguments[1]) : 20000;
     snprintf(name, sizeof name, "loom-threads-%d", getpid());
     loom_arena *node;
-    CHECK_CODE(loom_arena_create(name, 24 << 20, &node), LOOM_OK);
+    /* A segment each for three of them; what the others find no room for is spilled. */
+    const char *folder = spill_folder();
+    const loom_policy spill = {LOOM_FULL_SPILL, 0, folder};
+    CHECK_CODE(loom_arena_create(name, 12 << 20, &spill, &node), LOOM_OK);
     CHECK_CODE(loom_arena_attach(name, &shared), LOOM_OK);
     pthread_t threads[THREADS];
     for (uintptr_t i = 0; i < THREADS; i++) CHECK(!pthread_create(&threads[i], NULL, work, (void *)(i + 1)));
@@ -135,9 +138,10 @@ int main(int count, char **arguments) {
     printf("ok test_threads: %llu read, %llu stale, left: %llu blocks, %llu segments, %llu participants\n",
            (unsigned long long)passed, (unsigned long long)stale, (unsigned long long)stats.blocks,
            (unsigned long long)stats.segments, (unsigned long long)stats.participants);
+    CHECK(stats.blocks_spilled > 0);
     CHECK(stats.blocks == 0 && stats.segments == 0 && stats.participants == 1 && stats.in_flight == 0);
     CHECK_CODE(loom_arena_destroy(node), LOOM_OK);
     loom_arena_close(node);
-    CHECK(files_left(name) == 0);
+    CHECK(files_left(name) == 0 && rmdir(folder) == 0);
     return 0;
 }

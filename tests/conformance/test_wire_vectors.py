@@ -5,7 +5,6 @@ vectors.json is for implementations in other languages, which is why what is not
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import os
@@ -26,12 +25,11 @@ import loom
 from loom import errors
 from loom.actor import board
 from loom.actor.address import Address, start_time_of
-from loom.actor.child import Order
 from loom.actor.links import Links
 from loom.actor.reply import STREAM_WINDOW
 from loom.errors import LoomError
+from loom.node.children import ChildVerbs
 from loom.node.site import Service
-from loom.supervise.child import ActorChild
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
 
@@ -236,39 +234,6 @@ def test_the_address(node: loom.Node) -> None:
     assert len(seen) == 3
 
 
-class Unlaunchable:
-    """What a child needs of its node, but for processes: only one row on the board, and no launch succeeds."""
-
-    def __init__(self) -> None:
-        self.launcher = self
-        self.board = SimpleNamespace(words=[0] * 2 * board.WORDS)
-        self.arena = SimpleNamespace(name="none")
-        self.folder = Path("/nowhere")
-        self.address = Address("node", "ipc:///nowhere/node", 1, 1, 1)
-        self.cookie = "none"
-        self.endpoints: list[str] = []
-
-    def take_row(self) -> int:
-        return 1
-
-    def free_row(self, row: int) -> None: ...
-
-    async def launch(self, order: Order) -> Any:
-        self.endpoints.append(order.endpoint)
-        raise errors.StartFailed("not here")
-
-
-def test_no_endpoint_is_given_twice() -> None:
-    """Neither to the next incarnation, nor to another actor on the same row of the board."""
-    site: Any = Unlaunchable()
-    for name in ("first", "second"):
-        order = Order(name, 0, "", 0, site.address, "none", "none", b"")
-        child = ActorChild(site, name, order, "permanent", 5.0, lambda child, death: None)
-        for _ in range(3):
-            assert asyncio.run(child.start()) is not None
-    assert len(site.endpoints) == len(set(site.endpoints)) == 6
-
-
 @pytest.mark.parametrize(
     ("word", "value"),
     [(board.INCARNATION, 2), (board.PID, 78), (board.STATE, board.DOWN)],
@@ -324,7 +289,7 @@ def test_the_specification_lists_every_error_code() -> None:
 
 def test_the_specification_lists_every_verb_with_its_arguments() -> None:
     verbs = {}
-    for name, verb in inspect.getmembers(Service, inspect.isfunction):
+    for name, verb in (one for kind in (Service, ChildVerbs) for one in inspect.getmembers(kind, inspect.isfunction)):
         if not name.startswith("_"):
             verbs[name] = ", ".join(list(inspect.signature(verb).parameters)[1:])
     assert {name: arguments for name, arguments, *_ in rows("### Verbs")} == verbs

@@ -21,9 +21,12 @@ from typing import IO
 import pytest
 
 from loom import _native
-from loom.arena import Arena, ArenaStats, destroy_files
+from loom.arena import Arena, ArenaStats, FullPolicy, destroy_files
 
-NODE_ONLY = {step for step in _native.steps() if step.startswith("REAP_")}
+NODE_ONLY = {step for step in _native.steps() if step.split("_")[0] in ("CREATE", "REAP", "DESTROY")}
+
+POLICIES = ("wait", "spill")
+"""With the second nothing fits into memory: every segment is a file in a folder."""
 
 OWNER = """
 import json, sys
@@ -70,15 +73,19 @@ arena.close()
 """
 
 
-@pytest.fixture
-def node() -> Iterator[Arena]:
-    node = Arena.create(f"loom-kill-{os.getpid()}", 64 << 20)
+@pytest.fixture(params=POLICIES)
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
+    name = f"loom-kill-{os.getpid()}"
+    spills = request.param == "spill"
+    node = Arena.create(name, 1, FullPolicy("spill", 1.0, str(tmp_path))) if spills else Arena.create(name, 64 << 20)
     yield node
+    assert not spills or os.listdir(node.policy.spill) == []
     node.destroy()
     node.close()
     gc.collect()
     assert destroy_files(node.name) == 0
     assert not list(Path("/dev/shm").glob(f"{node.name}*"))
+    assert os.listdir(tmp_path) == []
 
 
 def child(program: str, node: Arena, step: str, nth: int) -> subprocess.Popen[str]:
@@ -138,6 +145,7 @@ def counts(node: Arena) -> tuple[int, ...]:
     stats = node.stats()
     fds = len(os.listdir("/proc/self/fd"))
     files = len(list(Path("/dev/shm").glob(f"{node.name}*")))
+    files += len(os.listdir(node.policy.spill)) if node.policy.spill else 0
     return (stats.participants, stats.segments, stats.blocks, stats.in_use_bytes, stats.in_flight, fds, files)
 
 
@@ -211,45 +219,16 @@ def test_a_reader_killed_at(node: Arena, step: str) -> None:
 
 
 def test_every_step_is_killed_at_somewhere() -> None:
-    """REAP_* belong to the node: native/tests/test_arena.c kills it there, as the same participant, and repeats."""
+    """The node's own steps are in test_arena_node_kill.py."""
     assert set(OWNER_STEPS) | set(READER_STEPS) | NODE_ONLY == set(_native.steps())
 
 
 def test_nobody_killed(node: Arena) -> None:
     assert not owner_dies(node, "", 0)
     assert not reader_dies(node, "", 0)
-
-
-NODE = """
-import os, signal, sys
-from loom.arena import Arena
-arena = Arena.create(sys.argv[1], 32 << 20)
-block = arena.lease(1000)
-memoryview(block)[:] = b"n" * 1000
-print(list(arena.send(block)[0]), flush=True)
-sys.stdin.readline()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_the_node_killed() -> None:
-    name = f"loom-kill-node-{os.getpid()}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", NODE, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    reference = numbers(process)
-    arena = Arena.attach(name)
-    assert reference is not None
-    block = arena.accept(reference)
-    own = arena.lease(100)
-    tell(process, "die")
-    assert finish(process)
-    assert destroy_files(name) == 3
-    assert bytes(block) == b"n" * 1000  # mapped until it is let go
-    memoryview(own)[:] = b"o" * 100
-    del block, own
-    arena.close()
-    assert not list(Path("/dev/shm").glob(f"{name}*"))
+    stats = node.stats()
+    assert stats.blocks_spilled == (stats.leases if node.policy.spill else 0)
+    assert stats.leases > 0
 
 
 STORM = """
@@ -289,5 +268,5 @@ def test_killed_anywhere_in_a_storm(node: Arena, seed: int) -> None:
         process.kill()
         assert finish(process)
         stats = reaped(node, process.pid)
-        assert stats.reserved_bytes <= 2 * stats.budget_bytes
+        assert stats.reserved_bytes <= 2 * node.budget_bytes
     assert counts(node) == before

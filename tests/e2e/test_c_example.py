@@ -16,7 +16,7 @@ import pytest
 
 import loom
 from loom import _native
-from loom.arena import Arena
+from loom.arena import Arena, FullPolicy
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "c"
 
@@ -347,6 +347,25 @@ def test_it_reads_what_a_dead_owner_left(arena: Arena, reader: Reader) -> None:
     arena.sweep()
     stats = arena.stats()
     assert (stats.orphaned, stats.blocks, stats.participants) == (0, 0, 2)
+
+
+def test_it_reads_what_was_spilled(library: ctypes.CDLL, tmp_path: Path) -> None:
+    """Its file is not in /dev/shm: the control file names the folder."""
+    arena = Arena.create(f"loom-c-spill-{os.getpid()}", 1 << 20, FullPolicy("spill", 1.0, str(tmp_path)))
+    reader = Reader(library, arena.name)
+    full = arena.lease(1 << 20)
+    data = os.urandom(100_000)
+    view = reader.take(arena.send(data, reader.participant)[0])
+    assert (view.bytes(), arena.stats().spilled_blocks) == (data, 1)
+    assert len(os.listdir(arena.policy.spill)) == 1
+    reader.release(view)
+    arena.collect()
+    assert os.listdir(arena.policy.spill) == []
+    full.release()
+    reader.close()
+    arena.destroy()
+    arena.close()
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_was_on_its_way_when_it_left_is_its_senders_again(arena: Arena, library: ctypes.CDLL) -> None:

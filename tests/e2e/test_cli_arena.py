@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -71,7 +71,21 @@ def test_arena_names_owners_and_holders(node: loom.Node) -> None:
     array = maker.make(MIB).result(timeout_s=GENEROUS_S)
     assert reader.keep(array).result(timeout_s=GENEROUS_S) == MIB
     found = json.loads(loom_node("arena", "--node", node.endpoint, "--json"))
-    assert set(found) == {"name", "stats", "warm_bytes", "segments", "holdings"}
+    assert set(found) == {
+        "name",
+        "policy",
+        "stats",
+        "warm_bytes",
+        "segments",
+        "holdings",
+        "oldest",
+        "largest",
+    }
+    assert found["policy"] == {"full": "wait", "wait_s": 1.0, "spill": ""}
+    (oldest,) = found["oldest"]
+    assert found["largest"] == [oldest]
+    assert (oldest["size_bytes"], len(oldest["holders"])) == (MIB, 3)
+    assert 0 < oldest["age_s"] == segment_of(found)["oldest_s"]
     assert found["name"].startswith(f"loom-{os.getuid()}-")
     by_name = {one["name"]: one for one in found["holdings"] if one["name"]}
     pids = {actor.name: actor.pid for actor in node.stats().actors}
@@ -84,6 +98,8 @@ def test_arena_names_owners_and_holders(node: loom.Node) -> None:
     assert found["warm_bytes"] == segment["size_bytes"] - MIB
     assert (by_name["reader"]["segments"], by_name["reader"]["leases"]) == (0, 1)
     assert by_name["reader"]["leased_bytes"] == MIB
+    assert by_name["reader"]["oldest_lease_s"] == by_name["maker"]["oldest_s"] == oldest["age_s"]
+    assert by_name["reader"]["oldest_s"] == 0
     (ours,) = (one for one in found["holdings"] if one["pid"] == os.getpid())
     assert (ours["name"], ours["leases"], ours["alive"]) == ("", 1, True)
     assert found["stats"]["in_flight"] == sum(one["in_flight"] for one in found["holdings"]) == 0
@@ -94,7 +110,12 @@ def test_arena_names_owners_and_holders(node: loom.Node) -> None:
     assert "1.0 MiB in use in 1 block" in lines[0]
     assert any(line.startswith("maker ") and "1.0 MiB" in line for line in lines)
     assert any(line.startswith("reader ") for line in lines)
-    assert lines[-1].split()[:3] == ["0", "live", "maker"]
+    assert "when full: wait, at most 1 s, or until a message's deadline" in text
+    (row,) = (line for line in lines if line.split()[1:3] == ["live", "maker"])
+    assert row.split()[:6] == ["0", "live", "maker", "memory", f"{segment['size_bytes'] / MIB:.1f}", "MiB"]
+    assert "oldest 1 block" in lines
+    assert lines[-1].split()[:4] == [f"0.{oldest['index']}", "maker", "1.0", "MiB"]
+    assert all(holder in lines[-1] for holder in ("maker", "reader", f"pid {os.getpid()}"))
     assert "MiB free" in text
     assert str(os.getpid()) in text
 
@@ -103,6 +124,11 @@ def test_arena_names_owners_and_holders(node: loom.Node) -> None:
     assert report.label(segment["owner"]) == "maker"
     del array
     gc.collect()
+
+
+def segment_of(found: dict[str, Any]) -> dict[str, Any]:
+    (segment,) = found["segments"]
+    return cast("dict[str, Any]", segment)
 
 
 def test_arena_of_a_dead_owner(node: loom.Node) -> None:

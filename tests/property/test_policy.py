@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loom.supervise.policy import ALIVE, ChildState, Decision, Exit, decide
-from loom.supervise.spec import BackoffSpec, SupervisorSpec
+from loom.supervise.policy import ALIVE, ROW, ChildState, Exit, decide
+from loom.supervise.spec import BackoffSpec, ChildSpec, SupervisorSpec
 
 RESTARTS = ("permanent", "transient", "temporary")
 STATES = ("starting", "running", "stopping", "restarting", "stopped")
 KINDS = ("normal", "shutdown", "abnormal", "start_failed")
-STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
+STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one")
+ONE = ("one_for_one", "simple_one_for_one")
 
 # Whole and half seconds: exact in binary, so that the edge of a window is hit often, and exactly.
 ticks = st.integers(0, 60).map(lambda n: n / 2)
-rows = st.lists(st.tuples(st.sampled_from(RESTARTS), st.sampled_from(STATES)), min_size=1, max_size=7).map(
-    lambda made: tuple(ChildState(f"c{at}", *row) for at, row in enumerate(made))  # type: ignore[arg-type]
-)
+rows = st.lists(
+    st.tuples(st.sampled_from(RESTARTS), st.sampled_from(STATES), st.booleans()), min_size=1, max_size=7
+).map(lambda made: tuple(ChildState(f"c{at}", *row) for at, row in enumerate(made)))  # type: ignore[arg-type]
+
+
+def rules(strategy: str, **fields: Any) -> SupervisorSpec:
+    children = (ChildSpec("m:A"),) if strategy == "simple_one_for_one" else ()
+    return SupervisorSpec(strategy, children=children, **fields)  # type: ignore[arg-type]
+
+
 specs = st.builds(
-    SupervisorSpec,
+    rules,
     strategy=st.sampled_from(STRATEGIES),
     max_restarts=st.integers(0, 4),
     within_s=st.integers(1, 20).map(lambda n: n / 2),
+    auto_shutdown=st.sampled_from(("never", "any", "all")),
     backoff=st.builds(BackoffSpec, base_s=ticks, cap_s=st.just(40), jitter=st.sampled_from((0, 0.5, 1))),
 )
 
@@ -58,9 +70,33 @@ def test_order_start_is_start_order_and_stop_is_its_reverse(case: Case) -> None:
 
 @given(cases())
 def test_temporary_is_never_started_and_only_temporary_is_forgotten(case: Case) -> None:
-    decision, temporary = decide(*case), names(case[1], restart=("temporary",))
+    """Or, of the children of a template, the one that ended."""
+    spec, children, _, event, _ = case
+    decision, temporary = decide(*case), names(children, restart=("temporary",))
     assert not set(decision.start) & set(temporary)
-    assert set(decision.remove) <= set(temporary)
+    assert set(decision.remove) <= {*temporary, *([event.name] if spec.strategy == "simple_one_for_one" else [])}
+
+
+@given(cases())
+def test_auto_shutdown_is_for_significant_children_that_ended_for_good(case: Case) -> None:
+    spec, children, _, event, _ = case
+    decision = decide(*case)
+    if decision.auto_shutdown:
+        ended = next(child for child in children if child.name == event.name)
+        assert ended.significant
+        assert spec.auto_shutdown != "never"
+        assert ended.restart == "temporary" or (ended.restart == "transient" and event.kind in ("normal", "shutdown"))
+        assert decision.start == ()
+        if spec.auto_shutdown == "all":
+            others = [child for child in children if child.significant and child is not ended]
+            assert all(child.state == "stopped" for child in others)
+
+
+@given(cases())
+def test_giving_up_and_shutting_down_exclude_one_another(case: Case) -> None:
+    decision = decide(*case)
+    assert not (decision.escalate and decision.auto_shutdown)
+    assert not ((decision.escalate or decision.auto_shutdown) and decision.start)
 
 
 @given(cases())
@@ -75,10 +111,11 @@ def test_nobody_is_left_down_by_a_group_restart(case: Case) -> None:
     """What is stopped is started again, or forgotten: unless the supervisor gives up, when nobody is left running."""
     _, children, _, event, _ = case
     decision = decide(*case)
-    if decision.escalate:
+    if decision.escalate or decision.auto_shutdown:
         alive = {child.name for child in children if child.state in ALIVE}
         assert set(decision.stop) == alive - {event.name}
-        assert decision.start == decision.remove == ()
+        assert decision.start == ()
+        assert set(decision.remove) <= {event.name}
         assert decision.delay_s == 0
     else:
         assert set(decision.stop) <= set(decision.start) | set(decision.remove)
@@ -89,7 +126,7 @@ def test_nobody_is_left_down_by_a_group_restart(case: Case) -> None:
 def test_siblings_before_the_child_are_safe_in_rest_for_one(case: Case) -> None:
     spec, children, _, event, _ = case
     decision = decide(*case)
-    if spec.strategy == "rest_for_one" and not decision.escalate:
+    if spec.strategy == "rest_for_one" and not (decision.escalate or decision.auto_shutdown):
         order = names(children)
         before = set(order[: order.index(event.name)])
         assert not before & {*decision.stop, *decision.start, *decision.remove}
@@ -99,7 +136,7 @@ def test_siblings_before_the_child_are_safe_in_rest_for_one(case: Case) -> None:
 def test_siblings_are_safe_in_one_for_one(case: Case) -> None:
     spec, _, _, event, _ = case
     decision = decide(*case)
-    if spec.strategy == "one_for_one" and not decision.escalate:
+    if spec.strategy in ONE and not (decision.escalate or decision.auto_shutdown):
         assert {*decision.stop, *decision.start, *decision.remove} <= {event.name}
 
 
@@ -114,14 +151,25 @@ def test_one_for_all_starts_all_but_the_temporary(case: Case) -> None:
 
 @given(cases())
 def test_history_grows_by_one_restart_or_not_at_all(case: Case) -> None:
+    """It forgets what is out of the window, unless the backoff still wants to know."""
     spec, _, history, _, now = case
     decision = decide(*case)
     if decision.start or decision.escalate:
         kept = [then for then in history if now - spec.within_s <= then]
-        assert list(decision.history) == [*kept, now]
+        assert list(decision.history) == [*(history if spec.backoff.base_s else kept), now]
         assert decision.escalate == (len(kept) >= spec.max_restarts)
     else:
-        assert decision == Decision(remove=decision.remove, history=history)
+        assert decision.history == history
+
+
+@given(times=st.lists(ticks, min_size=1, max_size=300).map(lambda gaps: list(itertools.accumulate(gaps))))
+def test_history_stays_small(times: list[float]) -> None:
+    spec = SupervisorSpec(max_restarts=10**6, within_s=10, backoff=BackoffSpec(base_s=0.5))
+    history: tuple[float, ...] = ()
+    for now in times:
+        history = decide(spec, (ChildState("a"),), history, Exit("a", "abnormal"), now).history
+        recent = sum(now - then <= spec.within_s for then in history)
+        assert len(history) <= max(ROW, recent)
 
 
 @given(cases())

@@ -7,6 +7,7 @@ import mmap
 import os
 import random
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import msgspec
 import pytest
 
 from loom import _native
-from loom.arena import Arena, BlockInfo, Participant, SegmentInfo, destroy_files
+from loom.arena import Arena, BlockInfo, FullPolicy, Participant, SegmentInfo, destroy_files
 from loom.errors import LoomError, UsageError
-from loom.node.holdings import Tally
+from loom.node.holdings import LISTED, Tally
 
 MIB = 1 << 20
 SEGMENTS_OFFSET, TOKENS_OFFSET = 135168, 200704
@@ -74,7 +75,8 @@ def test_blocks_are_listed_for_as_long_as_anybody_holds_them(node: Arena, sender
     assert node.in_flight() == {}
     rows = {row.generation: row for row in node.blocks()}
     both = (sender.participant, receiver.participant)
-    assert rows[first.generation] == BlockInfo(0, first.index, sender.participant, 100, first.generation, both)
+    age_s = rows[first.generation].age_s
+    assert rows[first.generation] == BlockInfo(0, first.index, sender.participant, 100, first.generation, age_s, both)
     assert rows[second.generation].holders == (sender.participant,)
     assert rows[second.generation].generation > first.generation
     assert rows[second.generation].size_bytes == 0
@@ -100,6 +102,36 @@ def test_blocks_of_one_segment(node: Arena) -> None:
 def test_there_is_no_such_segment(node: Arena, segment: int) -> None:
     with pytest.raises(UsageError, match="L1008"):
         node.blocks(segment)
+
+
+def test_a_block_has_the_age_of_its_lease(node: Arena, receiver: Arena) -> None:
+    before = time.monotonic()
+    old = node.lease(10)
+    time.sleep(0.05)
+    between = time.monotonic()
+    young = node.lease(20)
+    taken = receiver.accept(node.send(old)[0])  # who holds it now does not matter
+    ages = {row.size_bytes: row.age_s for row in receiver.blocks()}
+    now = time.monotonic()
+    tick_s = 0.011  # the clock that is read is up to so old
+    assert 0.05 - tick_s <= ages[10] - ages[20]
+    assert ages[10] <= now - before + tick_s
+    assert 0 <= ages[20] <= now - between + tick_s
+    old.release()
+    taken.release()
+    young.release()
+    node.collect()
+    again = node.lease(10)
+    assert node.blocks()[0].age_s < ages[10]
+    again.release()
+
+
+def test_a_time_that_cannot_be_is_no_age(node: Arena) -> None:
+    held = node.lease(100)
+    sequence = node.segments()[0].sequence
+    write(f"/dev/shm/{node.name}.{sequence}", 256 + 192 * held.index + 40, b"\xff" * 8)
+    assert node.blocks()[0].age_s == 0
+    held.release()
 
 
 def test_an_orphan_is_the_nodes(node: Arena, receiver: Arena) -> None:
@@ -156,7 +188,7 @@ def test_numbers_that_cannot_be_are_bounded(node: Arena, receiver: Arena) -> Non
     write(control, SEGMENTS_OFFSET + 64 * 8, struct.pack("<QQQ", 0xFFFF << 8 | 2, most, most))
     tally = Tally(receiver.segments())
     tally.add(receiver.blocks())
-    report = tally.report(node.name, node.stats(), node.participants(), node.in_flight(), {})
+    report = tally.report(node.name, node.policy, node.stats(), node.participants(), node.in_flight(), {})
     assert report.label(0xFFFF) == "participant 65535"
     assert report.holdings[-1].reserved_bytes == most
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(report), type=type(report)) == report
@@ -201,10 +233,10 @@ def test_random_tables_are_listed_or_refused(node: Arena, receiver: Arena, seed:
 
 def test_a_block_is_owned_once_and_leased_by_each_holder(node: Arena) -> None:
     tally = Tally([SegmentInfo(3, "live", 1, 9, 4096), SegmentInfo(4, "live", 1, 10, 4096)])
-    tally.add([BlockInfo(3, 0, 1, 100, 1, (1, 2)), BlockInfo(3, 1, 1, 50, 2, (2,))])
-    tally.add([BlockInfo(5, 0, 1, 7, 3, (1,))])  # of a segment that came later
+    tally.add([BlockInfo(3, 0, 1, 100, 1, 9.0, (1, 2)), BlockInfo(3, 1, 1, 50, 2, 20.0, (2,))])
+    tally.add([BlockInfo(5, 0, 1, 7, 3, 30.0, (1,))])  # of a segment that came later
     people = [Participant(0, 10, 1, True), Participant(1, 11, 1, True), Participant(2, 12, 1, True)]
-    report = tally.report("x", node.stats(), people, {1: 4, 9: 1}, {11: "loader", 10: "not me"})
+    report = tally.report("x", FullPolicy(), node.stats(), people, {1: 4, 9: 1}, {11: "loader", 10: "not me"})
     nobody, owner, reader, ghost = report.holdings
     assert [one.label for one in report.holdings] == ["node", "loader", "pid 12", "participant 9"]
     assert (nobody.segments, nobody.leases) == (0, 0)
@@ -212,9 +244,24 @@ def test_a_block_is_owned_once_and_leased_by_each_holder(node: Arena) -> None:
     assert (owner.leases, owner.leased_bytes, owner.in_flight) == (1, 100, 4)
     assert (reader.blocks, reader.leases, reader.leased_bytes) == (0, 2, 150)
     assert (ghost.pid, ghost.alive, ghost.in_flight) == (0, False, 1)
-    assert [(one.blocks, one.in_use_bytes) for one in report.segments] == [(2, 150), (0, 0)]
+    assert [(one.blocks, one.in_use_bytes, one.oldest_s) for one in report.segments] == [(2, 150, 20.0), (0, 0, 0.0)]
+    assert [(one.oldest_s, one.oldest_lease_s) for one in (nobody, owner, reader)] == [(0, 0), (20, 9), (0, 20)]
+
+
+def test_only_the_oldest_and_the_largest_are_named(node: Arena) -> None:
+    tally = Tally([SegmentInfo(0, "live", 1, 1, 4096), SegmentInfo(1, "live", 2, 2, 4096, True)])
+    for segment in (0, 1):  # sizes rise, ages fall
+        tally.add([BlockInfo(segment, i, 1 + segment, 2 * i + segment, 1, 1000.0 - i, (1,)) for i in range(50)])
+    report = tally.report("x", FullPolicy(), node.stats(), [], {}, {})
+    assert [one.size_bytes for one in report.largest] == list(range(99, 99 - LISTED, -1))
+    assert [one.age_s for one in report.oldest] == [1000.0 - i // 2 for i in range(LISTED)]
+    memory, spilled = report.holdings
+    assert (memory.reserved_bytes, memory.spill_reserved_bytes) == (4096, 0)
+    assert (spilled.reserved_bytes, spilled.spill_reserved_bytes) == (0, 4096)
 
 
 def test_the_dead_have_no_name(node: Arena) -> None:
-    report = Tally([]).report("x", node.stats(), [Participant(1, 11, 1, False)], {}, {11: "its successor"})
+    report = Tally([]).report(
+        "x", FullPolicy(), node.stats(), [Participant(1, 11, 1, False)], {}, {11: "its successor"}
+    )
     assert [(one.name, one.label, one.alive) for one in report.holdings] == [("", "pid 11", False)]

@@ -13,7 +13,7 @@ import pytest
 
 from loom.errors import ActorImportError, ConfigError
 from loom.node import config
-from loom.supervise.spec import BackoffSpec, ChildSpec, MailboxSpec, SupervisorSpec
+from loom.supervise.spec import BackoffSpec, ChildSpec, MailboxSpec, SnapshotSpec, SupervisorSpec
 
 SAMPLE = """
 [node]
@@ -158,7 +158,11 @@ def test_misspelt_word() -> None:
     [
         ("[nodes]", "$.nodes", "did you mean 'node'?"),
         ("[node]\nnam = 'a'", "$.node.nam", "did you mean 'name'?"),
-        ("[node]\nzzz = 'a'", "$.node.zzz", "the keys here are name, arena, path"),
+        (
+            "[node]\nzzz = 'a'",
+            "$.node.zzz",
+            "the keys here are name, arena, arena_full, arena_wait_s, arena_spill, state, path",
+        ),
         ("[supervisor]\nstrat = 1\nstrategi = 'x'", "$.supervisor.strat", "did you mean 'strategy'?"),
         ("[[supervisor.children]]", "$.supervisor.children", "did you mean 'child'?"),
         ("[supervisor.backoff]\nbase = 1", "$.supervisor.backoff.base", "did you mean 'base_s'?"),
@@ -191,7 +195,9 @@ def test_unknown_keys_of_a_child() -> None:
         ('actor = "m:A"\nmailbox = { capacity = 0 }', ".mailbox.capacity: expected"),
         ('actor = "m:A"\nmailbox = { policy = "refuse" }', ".mailbox.policy: expected"),
         ('actor = "m:A"\nlimits = { memory_bytes = 1 }', ".limits.memory_bytes: expected"),
-        ('actor = "m:A"\nwatchdog_s = 1', ".watchdog_s: expected"),
+        ('actor = "m:A"\nlimits = { memory_bytes = "2 gigs" }', ".limits.memory_bytes: expected a size such as"),
+        ('actor = "m:A"\nlimits = { memory = 1 }', ".limits.memory: expected a known key"),
+        ('actor = "m:A"\nwatchdog_s = 0', ".watchdog_s: expected"),
         ('actor = "m:A"\nsignificant = true', ".significant: expected"),
         ('actor = "m.A"', '.actor: expected "module:Class"'),
         ("actor = 5", '.actor: expected "module:Class"'),
@@ -220,10 +226,11 @@ def test_wrong_child(lines: str, where: str) -> None:
         ("[node]\npath = ['']", "$.node.path[0]: expected a folder"),
         ('[node]\npath = ["a\\u0000"]', "$.node.path[0]: expected a folder"),
         ("supervisor = 5", "$.supervisor: expected a table"),
-        ("[supervisor]\nstrategy = 'simple_one_for_one'", "$.supervisor.strategy: expected"),
+        ("[supervisor]\nstrategy = 'simple_one_for_one'", "$.supervisor.children: expected one child spec"),
         ("[supervisor]\nmax_restarts = -1", "$.supervisor.max_restarts: expected"),
         ("[supervisor]\nwithin_s = 0", "$.supervisor.within_s: expected"),
-        ("[supervisor]\nauto_shutdown = 'any'", "$.supervisor.auto_shutdown: expected"),
+        ("[supervisor]\nauto_shutdown = 'some'", "$.supervisor.auto_shutdown: expected"),
+        ("[supervisor.backoff]\nreset_after_s = 0", "$.supervisor.backoff.reset_after_s: expected"),
         ("[supervisor]\nbackoff = 5", "$.supervisor.backoff: expected a table"),
         ("[supervisor.backoff]\nfactor = 0", "$.supervisor.backoff.factor: expected"),
     ],
@@ -499,3 +506,35 @@ def test_check_actors_takes_a_class(check: Check) -> None:
     bad = config.NodeConfig(supervisor=SupervisorSpec(children=(ChildSpec(Path),)))
     with pytest.raises(ActorImportError, match="does not derive"):
         config.check_actors(bad)
+
+
+# --- State -------------------------------------------------------------------------------------------------------
+
+
+def test_state_and_snapshots() -> None:
+    text = """
+    [node]
+    state = "var"
+    [[supervisor.child]]
+    actor = "a:B"
+    snapshot = { every_messages = 3, every_s = 2, at_stop = false }
+    """
+    made = config.parse(text, "index.toml", Path("/srv"))
+    assert made.state == "/srv/var"
+    assert made.supervisor.children[0].snapshot == SnapshotSpec(3, 2.0, False)
+    described = config.describe(made)
+    assert described["state"] == "/srv/var"
+    snapshot = described["supervisor"]["children"][0]["snapshot"]
+    assert snapshot == {"every_messages": 3, "every_s": 2.0, "at_stop": False}
+
+
+@pytest.mark.parametrize("value", ["3", "''", "['a']"])
+def test_a_wrong_state_folder(value: str) -> None:
+    assert refusal(f"[node]\nstate = {value}").startswith("$.node.state: expected a folder, got ")
+
+
+def test_a_wrong_snapshot_names_the_place() -> None:
+    line = refusal("[[supervisor.child]]\nactor = 'a:B'\nsnapshot = { every = 3 }")
+    assert line.startswith("$.supervisor.child[0].snapshot.every: expected a known key, got 'every'")
+    line = refusal("[[supervisor.child]]\nactor = 'a:B'\nsnapshot = { every_messages = 0 }")
+    assert line.startswith("$.supervisor.child[0].snapshot.every_messages: expected a whole number >= 1, got 0")

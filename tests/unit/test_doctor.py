@@ -56,6 +56,8 @@ def test_nothing_is_amiss_with_a_good_machine() -> None:
             "at most 100, by pids.max",
             "--pids-limit",
         ),
+        ("stacks", "warning", {"py_spy": False}, "say less", "pip install py-spy"),
+        ("stacks", "warning", {"ptrace_scope": 2}, "ptrace_scope is 2", "sysctl kernel.yama.ptrace_scope=1"),
         ("runtime folder", "problem", {"folder_error": "not ours"}, "not ours", "XDG_RUNTIME_DIR"),
         ("runtime folder", "problem", {"folder": "/" + "a" * 100}, "107 bytes", "shorter"),
         ("runtime folder", "warning", {"folder": "/" + "a" * 60}, "32 letters", "shorter"),
@@ -89,12 +91,19 @@ def test_one_bad_fact_is_one_finding_with_a_remedy(
         ("open files", {"files_soft": None, "files_hard": None}),
         ("open files", {"files_soft": 4096}),
         ("processes", {"process_limits": (("kernel.pid_max", 32768),)}),
+        ("memory limits", {"cgroup_error": "no cgroup v2 is mounted"}),
+        ("stacks", {"ptrace_scope": 2, "uid": 0}),
         ("runtime folder", {"folder": "/tmp/loom-7", "runtime_dir": ""}),
         ("/dev/shm", {"shm_size_bytes": 512 * MIB, "shm_free_bytes": 256 * MIB}),
     ],
 )
 def test_what_only_looks_bad_is_fine(name: str, facts: dict[str, Any]) -> None:
     assert found(name, **facts).status == "ok"
+
+
+def test_either_way_of_limiting_memory_is_named() -> None:
+    assert "control groups (cgroup v2)" in found("memory limits").found
+    assert found("memory limits", cgroup_error="it is not ours").found.endswith("a second: it is not ours")
 
 
 def test_text_has_a_line_for_each_check_and_a_sum() -> None:

@@ -5,10 +5,11 @@ The matrix is OTP's (lib/stdlib/test/supervisor_SUITE.erl names the same cases).
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from loom.supervise.policy import ChildState, Decision, Exit, ExitKind, State, decide, delay_s, stop_order
-from loom.supervise.spec import BackoffSpec, Restart, Strategy, SupervisorSpec
+from loom.supervise.spec import AutoShutdown, BackoffSpec, ChildSpec, Restart, Strategy, SupervisorSpec
 
 NOW = 1000.0
 
@@ -167,6 +168,75 @@ def test_failed_start_in_a_group_restarts_the_group() -> None:
     assert group("one_for_all", *rows, event=Exit("b", "start_failed")) == (("a",), ("a", "b", "c"), ())
 
 
+# --- simple_one_for_one ------------------------------------------------------------------------------------------
+
+
+def simple(auto_shutdown: AutoShutdown = "never") -> SupervisorSpec:
+    template = ChildSpec("m:A", restart="transient", significant=auto_shutdown != "never")
+    return SupervisorSpec("simple_one_for_one", 10, children=(template,), auto_shutdown=auto_shutdown)
+
+
+def test_simple_one_for_one_restarts_only_the_child() -> None:
+    decision = decide(simple(), children("a", "b"), (), Exit("a", "abnormal"), NOW)
+    assert decision == Decision(start=("a",), history=(NOW,))
+
+
+def test_simple_one_for_one_forgets_what_it_does_not_restart() -> None:
+    decision = decide(simple(), children("a:transient", "b:transient"), (), Exit("a", "normal"), NOW)
+    assert decision == Decision(remove=("a",))
+
+
+def test_simple_one_for_one_leaves_what_is_being_stopped_to_who_stops_it() -> None:
+    assert decide(simple(), children("a:transient:stopping"), (), Exit("a", "normal"), NOW) == LEFT
+
+
+# --- Auto-shutdown -----------------------------------------------------------------------------------------------
+
+
+def significant(auto_shutdown: AutoShutdown, *rows: str, event: Exit) -> Decision:
+    """Rows as in `children`; one whose name is a capital is significant."""
+    made = [msgspec.structs.replace(row, significant=row.name.isupper()) for row in children(*rows)]
+    return decide(SupervisorSpec(max_restarts=10, auto_shutdown=auto_shutdown), made, (), event, NOW)
+
+
+@pytest.mark.parametrize("restart", ["transient", "temporary"])
+def test_any_ends_with_the_first_significant_child(restart: Restart) -> None:
+    decision = significant("any", "a", f"B:{restart}", "C:transient", event=Exit("B", "normal"))
+    assert (decision.auto_shutdown, decision.stop, decision.start) == (True, ("C", "a"), ())
+
+
+def test_all_ends_with_the_last_significant_child() -> None:
+    event = Exit("B", "normal")
+    assert not significant("all", "a", "B:transient", "C:transient", event=event).auto_shutdown
+    assert not significant("all", "a", "B:transient", "C:transient:restarting", event=event).auto_shutdown
+    assert significant("all", "a", "B:transient", "C:transient:stopped", event=event).auto_shutdown
+
+
+@pytest.mark.parametrize("auto_shutdown", ["never", "any", "all"])
+def test_an_insignificant_child_ends_nobody(auto_shutdown: AutoShutdown) -> None:
+    assert not significant(auto_shutdown, "b:transient", event=Exit("b", "normal")).auto_shutdown
+
+
+def test_never_means_never() -> None:
+    assert not significant("never", "B:transient", event=Exit("B", "normal")).auto_shutdown
+
+
+@pytest.mark.parametrize("auto_shutdown", ["any", "all"])
+def test_a_restart_is_no_end(auto_shutdown: AutoShutdown) -> None:
+    decision = significant(auto_shutdown, "B:transient", event=Exit("B", "abnormal"))
+    assert (decision.auto_shutdown, decision.start) == (False, ("B",))
+
+
+@pytest.mark.parametrize("kind", ["normal", "shutdown", "abnormal"])
+def test_every_end_of_a_temporary_child_counts(kind: ExitKind) -> None:
+    assert significant("any", "B:temporary", event=Exit("B", kind)).auto_shutdown
+
+
+@pytest.mark.parametrize("state", ["stopping", "stopped"])
+def test_a_significant_child_that_was_stopped_has_not_ended_by_itself(state: State) -> None:
+    assert not significant("any", f"B:temporary:{state}", event=Exit("B", "shutdown")).auto_shutdown
+
+
 # --- When it gives up --------------------------------------------------------------------------------------------
 
 
@@ -247,10 +317,37 @@ def test_backoff_beyond_a_float_is_its_cap() -> None:
     assert delay_s(BackoffSpec(), 5000, "a", NOW) == 0
 
 
-def test_backoff_counts_the_restarts_of_the_window() -> None:
-    slow = SupervisorSpec(max_restarts=9, within_s=5, backoff=BackoffSpec(base_s=1, factor=2))
-    decision = decide(slow, children("a"), (NOW - 9, NOW - 8, NOW - 1), Exit("a", "abnormal"), NOW)
-    assert decision.delay_s == 2  # the second
+def delays(backoff: BackoffSpec, within_s: float, times: list[float]) -> list[float]:
+    """The delay of each restart, for deaths at these times."""
+    rules = SupervisorSpec(max_restarts=1000, within_s=within_s, backoff=backoff)
+    history: tuple[float, ...] = ()
+    found = []
+    for now in times:
+        decision = decide(rules, children("a"), history, Exit("a", "abnormal"), now)
+        history = decision.history
+        found.append(decision.delay_s)
+    return found
+
+
+DOUBLING = BackoffSpec(base_s=1, factor=2, cap_s=60)
+
+
+def test_backoff_grows_with_the_restarts_in_a_row_also_beyond_the_window() -> None:
+    assert delays(DOUBLING, 5, [0, 2, 6, 14, 25]) == [1, 2, 4, 8, 16]  # each some seconds after the delay was over
+
+
+def test_backoff_begins_anew_after_a_quiet_period() -> None:
+    assert delays(DOUBLING, 5, [0, 2, 9, 13]) == [1, 2, 4, 8]  # 9 - 2 is the delay of 2 and exactly 5 of quiet
+    assert delays(DOUBLING, 5, [0, 2, 9.5, 11]) == [1, 2, 1, 2]  # and a moment more
+    slow = BackoffSpec(base_s=1, factor=2, cap_s=60, reset_after_s=100)
+    assert delays(slow, 5, [0, 50, 151, 252, 353]) == [1, 2, 4, 8, 16]
+    assert delays(slow, 5, [0, 50, 152.5]) == [1, 2, 1]
+
+
+def test_backoff_stays_at_its_cap_for_as_long_as_it_goes_on() -> None:
+    times = [0.0, 2, 5, 10, 20, 40, *(75 + 61.0 * nth for nth in range(500))]
+    assert delays(DOUBLING, 5, times)[6:] == [60] * 500
+    assert delays(DOUBLING, 5, [*times, times[-1] + 66])[-1] == 1
 
 
 def test_giving_up_waits_for_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
 from typing import Any
 
@@ -14,6 +15,7 @@ from loom.supervise.spec import (
     ChildSpec,
     LimitsSpec,
     MailboxSpec,
+    SnapshotSpec,
     SpecError,
     SupervisorSpec,
     walk,
@@ -52,6 +54,8 @@ def test_child_spec_fields_in_order() -> None:
         "watchdog_s",
         "mailbox",
         "limits",
+        "start_s",
+        "snapshot",
     ]
 
 
@@ -60,6 +64,7 @@ def test_child_spec_defaults() -> None:
     assert (child.args, child.kwargs, child.name, child.restart) == ((), {}, "index", "permanent")
     assert (child.shutdown_s, child.significant, child.instances, child.watchdog_s) == (5.0, False, 1, None)
     assert (child.mailbox, child.limits) == (MailboxSpec(capacity=1000, policy="wait"), LimitsSpec())
+    assert child.snapshot == SnapshotSpec(every_messages=None, every_s=None, at_stop=True)
 
 
 def test_supervisor_spec_fields_in_order() -> None:
@@ -70,7 +75,7 @@ def test_supervisor_spec_fields_in_order() -> None:
 def test_supervisor_spec_defaults() -> None:
     spec = SupervisorSpec()
     assert (spec.strategy, spec.max_restarts, spec.within_s) == ("one_for_one", 1, 5.0)
-    assert (spec.children, spec.auto_shutdown, spec.backoff) == ((), "never", BackoffSpec(0.0, 2.0, 30.0, 0.0))
+    assert (spec.children, spec.auto_shutdown, spec.backoff) == ((), "never", BackoffSpec(0.0, 2.0, 30.0, 0.0, None))
 
 
 def test_positional_and_keyword_agree() -> None:
@@ -88,7 +93,9 @@ def test_positional_and_keyword_agree() -> None:
     assert positional == keyword
 
 
-@pytest.mark.parametrize("spec", [ChildSpec(Index), SupervisorSpec(), MailboxSpec(), LimitsSpec(), BackoffSpec()])
+@pytest.mark.parametrize(
+    "spec", [ChildSpec(Index), SupervisorSpec(), MailboxSpec(), LimitsSpec(), BackoffSpec(), SnapshotSpec()]
+)
 def test_specs_are_frozen(spec: Any) -> None:
     with pytest.raises(AttributeError):
         setattr(spec, spec.__struct_fields__[0], 1)
@@ -227,19 +234,46 @@ def test_long_values_are_cut() -> None:
     assert "got a value of type int" in refusal(ChildSpec, Index, instances=16**9000)
 
 
+# --- Significant children and templates ---------------------------------------------------------------------------
+
+
+def test_significant() -> None:
+    child = ChildSpec(Index, restart="transient", significant=True)
+    for word, kept in (("any", "any"), ("all", "all"), ("any_significant", "any"), ("all_significant", "all")):
+        assert SupervisorSpec(auto_shutdown=word, children=(child,)).auto_shutdown == kept  # type: ignore[arg-type]
+    assert refusal(SupervisorSpec, children=(child,)) == (
+        "L1001 SupervisorSpec.children[0].significant: expected false, as the supervisor's auto_shutdown is 'never', "
+        "got True (bool): set auto_shutdown to 'any' or 'all', or leave significant out"
+    )
+    assert "significant: expected false, as restart is 'permanent'" in refusal(ChildSpec, Index, significant=True)
+    assert "significant: expected true or false" in refusal(ChildSpec, Index, significant="yes", restart="temporary")
+    assert refusal(SupervisorSpec, auto_shutdown="al").endswith("did you mean 'all'?")
+
+
+def test_template() -> None:
+    assert SupervisorSpec("simple_one_for_one", children=(ChildSpec(Index),)).children[0].name == "index"
+    simple = {"strategy": "simple_one_for_one"}
+    assert "SupervisorSpec.children: expected one child spec, the template" in refusal(SupervisorSpec, **simple)
+    two = (ChildSpec(Index, name="a"), ChildSpec(Index, name="b"))
+    assert "got 2 of them" in refusal(SupervisorSpec, **simple, children=two)
+    several = (ChildSpec(Index, instances=2),)
+    assert "children[0].instances: expected 1" in refusal(SupervisorSpec, **simple, children=several)
+    supervisor = (ChildSpec(SupervisorSpec()),)
+    assert "children[0].actor: expected an actor" in refusal(SupervisorSpec, **simple, children=supervisor)
+
+
+def test_the_roots_name_is_reserved() -> None:
+    assert "expected a name that is not reserved, got 'root'" in refusal(ChildSpec, Index, name="root")
+
+
 # --- Not available yet -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (SupervisorSpec, {"strategy": "simple_one_for_one"}),
-        (SupervisorSpec, {"auto_shutdown": "any"}),
-        (SupervisorSpec, {"auto_shutdown": "all"}),
         (MailboxSpec, {"policy": "refuse"}),
         (MailboxSpec, {"policy": "drop_oldest"}),
-        (LimitsSpec, {"memory_bytes": 1}),
-        (LimitsSpec, {"open_files": 0}),
     ],
 )
 def test_not_available_yet(kind: type, fields: dict[str, Any]) -> None:
@@ -248,9 +282,45 @@ def test_not_available_yet(kind: type, fields: dict[str, Any]) -> None:
     assert f"{kind.__name__}.{next(iter(fields))}: " in text
 
 
-@pytest.mark.parametrize("fields", [{"significant": True}, {"watchdog_s": 3.0}, {"watchdog_s": 0}])
-def test_child_not_available_yet(fields: dict[str, Any]) -> None:
-    assert "not available yet" in refusal(ChildSpec, Index, **fields)
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"memory_bytes": 1}, "LimitsSpec.memory_bytes: expected a whole number >= 16777216, got 1 (int)"),
+        ({"memory_bytes": "256MiB"}, "LimitsSpec.memory_bytes: expected a whole number >= 16777216, got '256MiB'"),
+        ({"memory_soft_bytes": 0}, "LimitsSpec.memory_soft_bytes: expected a whole number >= 1"),
+        (
+            {"memory_bytes": 2**25, "memory_soft_bytes": 2**26},
+            "LimitsSpec.memory_soft_bytes: expected at most memory_bytes (33554432), got 67108864 (int)",
+        ),
+        ({"cpu_s": 0}, "LimitsSpec.cpu_s: expected a whole number >= 1"),
+        ({"cpu_s": 1.5}, "LimitsSpec.cpu_s: expected a whole number >= 1, got 1.5 (float)"),
+        ({"open_files": 63}, "LimitsSpec.open_files: expected a whole number >= 64"),
+        ({"nice": 20}, "LimitsSpec.nice: expected a whole number from -20 to 19"),
+        ({"cpus": ()}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+        ({"cpus": [0, 0]}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+        ({"cpus": [True]}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+        ({"cpus": 0}, "LimitsSpec.cpus: expected a list of CPU numbers, each once"),
+    ],
+)
+def test_wrong_limits(fields: dict[str, Any], text: str) -> None:
+    assert text.removeprefix("L1001 ") in refusal(LimitsSpec, **fields)
+
+
+def test_limits() -> None:
+    assert LimitsSpec() == LimitsSpec(None, None, None, None, None, None)
+    limits = LimitsSpec(2**25, 2**25, 1, 64, -20, [3, 1])
+    assert limits.cpus == (3, 1)
+    assert ChildSpec(Index, limits=limits).limits is limits
+    assert "as the child is a supervisor" in refusal(ChildSpec, SupervisorSpec(), limits=limits)
+
+
+@pytest.mark.parametrize("field", ["watchdog_s", "start_s"])
+def test_limits_of_hanging(field: str) -> None:
+    assert getattr(ChildSpec(Index), field) is None
+    assert getattr(ChildSpec(Index, **{field: 3}), field) == 3.0
+    for wrong in (0, -1, math.inf, math.nan, "3", True):
+        assert f"ChildSpec.{field}: expected a number of seconds > 0" in refusal(ChildSpec, Index, **{field: wrong})
+    assert "as the child is a supervisor" in refusal(ChildSpec, SupervisorSpec(), **{field: 1.0})
 
 
 # --- The others --------------------------------------------------------------------------------------------------
@@ -272,6 +342,8 @@ def test_mailbox() -> None:
         {"jitter": 1.5},
         {"jitter": -0.1},
         {"base_s": "1"},
+        {"reset_after_s": 0},
+        {"reset_after_s": "1"},
     ],
 )
 def test_backoff_refused(fields: dict[str, Any]) -> None:
@@ -369,3 +441,26 @@ def test_name_of_an_instance_twice(other: str) -> None:
 def test_name_beside_the_instances() -> None:
     group = ChildSpec(Index, name="w", instances=3)
     assert SupervisorSpec(children=(group, ChildSpec(Index, name="w.3"))).children[1].name == "w.3"
+
+
+# --- Snapshots ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"every_messages": 0}, "SnapshotSpec.every_messages: expected a whole number >= 1, got 0"),
+        ({"every_messages": 1.5}, "SnapshotSpec.every_messages: expected a whole number >= 1, got 1.5"),
+        ({"every_s": 0}, "SnapshotSpec.every_s: expected a number of seconds > 0, got 0"),
+        ({"every_s": float("nan")}, "SnapshotSpec.every_s: expected a number of seconds > 0, got nan"),
+        ({"at_stop": "yes"}, "SnapshotSpec.at_stop: expected true or false, got 'yes'"),
+    ],
+)
+def test_wrong_snapshot_specs(fields: dict[str, Any], text: str) -> None:
+    assert text in refusal(SnapshotSpec, **fields)
+
+
+def test_a_snapshot_spec_is_an_actors() -> None:
+    text = refusal(ChildSpec, SupervisorSpec(), snapshot=SnapshotSpec(every_messages=1))
+    assert "ChildSpec.snapshot: expected nothing, as the child is a supervisor" in text
+    assert "expected a SnapshotSpec" in refusal(ChildSpec, Index, snapshot=3)
