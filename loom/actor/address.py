@@ -14,7 +14,9 @@ class Address(msgspec.Struct, frozen=True, gc=False):
     """One incarnation: its mailbox and its process.
 
     `start_time` is field 22 of /proc/PID/stat (clock ticks since boot): pid and start time together are never reused.
-    `row` is its line on the status board, `participant` its number in the arena (-1: none).
+    `row` is its line on the status board, `participant` its number in the arena (-1: none). `term` is the number of its
+    mailbox, 0 for one without a gate (the node's own); `policy` says what a full one does, `on_death` what becomes of
+    its content.
     """
 
     name: str
@@ -24,6 +26,9 @@ class Address(msgspec.Struct, frozen=True, gc=False):
     incarnation: int
     row: int = -1
     participant: int = -1
+    term: int = 0
+    policy: str = "wait"
+    on_death: str = "dead_letter"
 
 
 def start_time_of(pid: int | str = "self") -> int:

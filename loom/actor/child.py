@@ -74,6 +74,8 @@ class Order(msgspec.Struct):
     further: bytes = b""
     path: list[str] = []
     capacity: int = 1000
+    policy: str = "wait"
+    term: int = 0
     watchdog_s: float | None = None
     start_s: float | None = None
     limits: Limits = limits.NONE
@@ -225,12 +227,17 @@ def _live(order: Order, control: Control) -> int:
         skip = 2 if not isinstance(error, ActorImportError) else 0
         control.fail(error, failures.traceback_of(error, skip))
         return FAILED_START
-    receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
+    receiver = Receiver(
+        order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity, policy=order.policy
+    )
     receiver.answers.on_exit = life.exit
     if snapshots is not None:
         snapshots.start(loop)
         if snapshots.counts_messages:
             receiver.answers.on_done = snapshots.message_done
+    receiver.on_stuck = life.be_killed
+    life.on_settle = receiver.settle
+    context._is_cancelled = receiver.is_cancelled
     life.on_end = receiver.hold
     receiver.start(loop)
     control.send({"started": True})
@@ -251,6 +258,7 @@ class _Life:
         self.ended: asyncio.Future[str] = loop.create_future()
         self.code = 0
         self.on_end: Callable[[], None] = lambda: None
+        self.on_settle: Callable[[int, int], None] = lambda ticket, sent: None
         self._control = control
         self._pong = pong
 
@@ -265,6 +273,10 @@ class _Life:
         self.code = code
         self.stop("normal" if code == 0 else "exit")
 
+    def be_killed(self, why: str) -> None:
+        """Have the node kill this process, saying why."""
+        self._control.send({"kill": why})
+
     def listen(self) -> None:
         """The control socket is readable."""
         message = self._control.receive()
@@ -274,6 +286,8 @@ class _Life:
             self.stop(str(message["stop"]))
         elif "ping" in message:
             self._pong(message["ping"])
+        if "settle" in message:
+            self.on_settle(*message["settle"])
 
 
 async def _end(

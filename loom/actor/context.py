@@ -41,6 +41,7 @@ class Context:
         self._node = node
         self._stop = stop
         self._progress = progress
+        self._is_cancelled: Callable[[Envelope], bool] = lambda header: False
 
     @property
     def ref(self) -> ActorRef:
@@ -66,6 +67,15 @@ class Context:
     def deadline(self) -> float | None:
         """When the caller stops waiting, on `loom.clock.monotonic`; None when it has not said."""
         return self.request.deadline or None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller of the message being handled has given it up, or its deadline has passed.
+
+        For handlers that run long without an `await`, which nothing can interrupt: look now and then, and return. It
+        looks into the mailbox, so it notices while the handler runs.
+        """
+        return self._is_cancelled(self.request)
 
     def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
         """Start another actor under the node's root supervisor. As `Node.spawn`."""

@@ -19,11 +19,13 @@ from loom.actor import board as rows
 from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.child import Order
+from loom.actor.dead_letter import DeadLetter
 from loom.actor.death import Death
 from loom.actor.snapshot import Keeping
 from loom.arena import Arena
 from loom.clock import monotonic
 from loom.errors import StartFailed, UsageError
+from loom.node.dead_letters import DeadLetters
 from loom.node.holdings import Tally
 from loom.node.plan import ActorPlan, Plan, SupervisorPlan
 from loom.node.registry import Registry, gone
@@ -59,6 +61,8 @@ class Site:
         self.registry = Registry()
         self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
         self.orphans = Orphans(cookie, lambda: launcher.pid)
+        self.dead_letters = DeadLetters()
+        self._unsettled: dict[str, dict[int, tuple[int, int]]] = {}
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
 
     def take_row(self) -> int:
@@ -66,7 +70,11 @@ class Site:
         if not self._free_rows:
             raise StartFailed(f"a node has room for {rows.ROWS - 1} actors: stop some, or start another node")
         row = self._free_rows.pop()
-        self.board.clear(row)
+        try:
+            self.board.reserve(row)
+        except StartFailed:
+            self._free_rows.append(row)
+            raise
         return row
 
     def free_row(self, row: int) -> None:
@@ -130,13 +138,16 @@ class Site:
             target=plan.target,
             further=plan.further,
             path=list(plan.path),
-            capacity=plan.capacity,
+            capacity=plan.mailbox.capacity,
+            policy=plan.mailbox.policy,
             watchdog_s=plan.watchdog_s,
             start_s=plan.start_s,
             limits=plan.limits,
             keeping=msgspec.structs.replace(self.keeping, cadence=plan.snapshot, is_fresh=plan.is_fresh),
         )
-        child = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended)
+        child = ActorChild(
+            self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended, plan.mailbox.on_death
+        )
         child.significant = plan.significant
         try:
             self.registry.add(child)
@@ -144,6 +155,21 @@ class Site:
             self.free_row(child.board_row)
             raise
         return child
+
+    def bury(self, one: DeadLetter) -> None:
+        """Keep a dead letter; one that no actor has counted is counted as its actor's."""
+        self.dead_letters.add(one)
+        child = None if one.is_counted else self.registry.remembered(one.actor)
+        if isinstance(child, ActorChild) and child.has_row:
+            self.board.words[child.board_row * rows.WORDS + rows.UNDELIVERED] += 1
+
+    def settle(self) -> None:
+        """One round of looking for what dead senders let in and never sent."""
+        self._unsettled = {
+            child.name: found
+            for child in self.registry
+            if isinstance(child, ActorChild) and (found := child.settle(self._unsettled.get(child.name, {})))
+        }
 
     def forget(self, child: Child) -> None:
         """A child that will not start again: free its name and row, and those of everything below it."""
@@ -192,8 +218,8 @@ class Service:
             raise gone(child)
         return msgspec.structs.asdict(address)
 
-    async def obituary(self, name: str, incarnation: int) -> dict[str, Any]:
-        """How that incarnation died: {cause, last_id}."""
+    async def obituary(self, name: str, incarnation: int, ticket: int = 0) -> dict[str, Any]:
+        """How that incarnation died: {cause, last_id, begun}; `begun`: how many messages with that ticket had begun."""
         child = self._site.registry.remembered(name)
         found = await child.obituary(incarnation) if isinstance(child, ActorChild) else None
         if found is None:
@@ -203,7 +229,23 @@ class Service:
             cause = f"{cause}\n--- remote traceback ---\n{found.death.traceback.rstrip()}"
         if found.death.stack:
             cause = f"{cause}\n--- stack ---\n{found.death.stack.rstrip()}"
-        return {"cause": cause, "last_id": found.last_id}
+        return {"cause": cause, "last_id": found.last_id, "begun": found.begun.get(ticket, -1)}
+
+    def kill_call(self, name: str, incarnation: int, call_id: int, after_s: float) -> None:
+        """Kill that incarnation in `after_s` seconds, if it is then still running that message."""
+        child = self._site.registry.actor(name)
+        why = f"a call that its caller had cancelled did not end within {after_s:g} s"
+        asyncio.get_running_loop().call_later(max(0.0, after_s), child.kill_call, incarnation, call_id, why)
+
+    def bury(self, letters: list[tuple[Any, ...]]) -> None:
+        """Keep these dead letters; those that no actor has counted are counted here."""
+        for values in letters:
+            self._site.bury(DeadLetter(*values))
+
+    def dead_letters(self, limit: int = 100) -> dict[str, Any]:
+        """The last dead letters, oldest first, and how many there have been: {total, letters}."""
+        kept = self._site.dead_letters
+        return {"total": kept.total, "letters": [msgspec.to_builtins(one) for one in kept.last(limit)]}
 
     def lookup(self, name: str) -> str:
         """The name of the actor that `name` means now: itself, or the next member of its group."""

@@ -108,6 +108,10 @@ class Process:
         signal.pidfd_send_signal(self._pidfd, heartbeat.STACK_SIGNAL)
         return self._fds[1], begin
 
+    def settle(self, ticket: int, sent: int) -> None:
+        """The sender with that ticket of the ledger is dead, and had sent that many messages."""
+        self.tell({"settle": [ticket, sent]})
+
     def _listen(self) -> None:
         while True:
             try:
@@ -151,6 +155,8 @@ class Process:
             self._failure, self._brief = str(message["failed"]), str(message["brief"])
         elif "ignored" in message:
             self.ignored = str(message["ignored"])
+        elif "kill" in message:
+            self.condemn(executed(str(message["kill"])))
 
     def _exited(self) -> None:
         assert self._pidfd is not None
@@ -219,3 +225,8 @@ def _unstarted(text: str, traceback: str = "", exit_code: int | None = None) -> 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def executed(why: str) -> Death:
+    """The death of a process that is killed for what it did: a crash like any other to its supervisor."""
+    return Death("abnormal", f"killed by SIGKILL: {why}", signal=int(signal.SIGKILL), how="signal")

@@ -15,6 +15,7 @@
 #include <structmember.h>
 #include <unistd.h>
 
+#include "gate_type.h"
 #include "loom_arena.h"
 
 #define COPY_WITHOUT_GIL (256 * 1024) /* bytes; below, giving the GIL up costs more than the copy */
@@ -740,7 +741,7 @@ static int native_exec(PyObject *module) {
     state->error = PyErr_NewExceptionWithDoc("loom._native.Error", "args: (code, text, errno)", NULL, NULL);
     if (!state->handle_type || !state->block_type || !state->error) return -1;
     if (PyModule_AddType(module, state->handle_type) || PyModule_AddType(module, state->block_type) ||
-        PyModule_AddObjectRef(module, "Error", state->error))
+        PyModule_AddObjectRef(module, "Error", state->error) || gate_type_add(module))
         return -1;
     static const struct {
         const char *name;

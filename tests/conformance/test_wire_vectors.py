@@ -229,7 +229,11 @@ def test_the_address(node: loom.Node) -> None:
         os.kill(address["pid"], signal.SIGKILL)
         call = msgpack.packb({"id": 1, "kind": "call", "name": "obituary", "body": [["vectors", incarnation]]})
         ((answer,),) = talk(node.endpoint, [[call]], 1)
-        assert msgpack.unpackb(answer)["body"] == {"cause": "killed by SIGKILL", "last_id": 40 + incarnation}
+        assert msgpack.unpackb(answer)["body"] == {
+            "cause": "killed by SIGKILL",
+            "last_id": 40 + incarnation,
+            "begun": -1,
+        }
         seen.add(address["endpoint"])
     assert len(seen) == 3
 

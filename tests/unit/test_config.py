@@ -193,7 +193,7 @@ def test_unknown_keys_of_a_child() -> None:
         ('actor = "m:A"\nkwargs = [1]', ".kwargs: expected a table"),
         ('actor = "m:A"\nmailbox = 5', ".mailbox: expected a table"),
         ('actor = "m:A"\nmailbox = { capacity = 0 }', ".mailbox.capacity: expected"),
-        ('actor = "m:A"\nmailbox = { policy = "refuse" }', ".mailbox.policy: expected"),
+        ('actor = "m:A"\nmailbox = { policy = "refuze" }', ".mailbox.policy: expected"),
         ('actor = "m:A"\nlimits = { memory_bytes = 1 }', ".limits.memory_bytes: expected"),
         ('actor = "m:A"\nlimits = { memory_bytes = "2 gigs" }', ".limits.memory_bytes: expected a size such as"),
         ('actor = "m:A"\nlimits = { memory = 1 }', ".limits.memory: expected a known key"),
