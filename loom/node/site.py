@@ -25,6 +25,7 @@ from loom.arena import Arena
 from loom.clock import monotonic
 from loom.errors import StartFailed, UsageError
 from loom.node.holdings import Tally
+from loom.node.monitors import Monitors
 from loom.node.plan import ActorPlan, Plan, SupervisorPlan
 from loom.node.registry import Registry, gone
 from loom.supervise import stack
@@ -58,6 +59,7 @@ class Site:
         self.keeping = keeping
         self.registry = Registry()
         self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
+        self.monitors = Monitors(self.registry)
         self.orphans = Orphans(cookie, lambda: launcher.pid)
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
 
@@ -153,6 +155,7 @@ class Site:
         elif isinstance(child, ActorChild):
             child.forget()
         self.registry.remove(child)
+        self.monitors.forgotten(child.name)
 
     def revive(self, child: Child) -> None:
         """A child that was forgotten may start again. Raises: NameTaken (L1002), StartFailed (L3001)."""
@@ -170,6 +173,7 @@ class Site:
 
     def mourn(self, child: Child, death: Death) -> None:
         """A child has died, or could not start: tell those who want to know."""
+        self.monitors.died(child, death)
 
 
 class Service:
@@ -267,6 +271,7 @@ class Service:
             "actors": actors,
             "arena": msgspec.to_builtins(self._site.arena.stats()),
             "restarts": restarts,
+            **self._site.monitors.count(),
             "restart_count": sum(one.restart_count for one in self._supervisors(self._root)),
         }
 
