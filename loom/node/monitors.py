@@ -155,12 +155,22 @@ class Monitors:
 
 
 class MonitorVerbs:
-    """The part of it that others may ask for. loom/wire/PROTOCOL.md lists these verbs."""
+    """What others may ask for. loom/wire/PROTOCOL.md lists these verbs."""
 
     def __init__(self, monitors: Monitors) -> None:
-        self.monitor = monitors.monitor
-        self.link = monitors.link
-        self.unlink = monitors.unlink
+        self._monitors = monitors
+
+    def monitor(self, name: str) -> AsyncIterator[dict[str, Any]]:
+        """A stream of the deaths of that name: see Monitors.monitor."""
+        return self._monitors.monitor(name)
+
+    def link(self, name: str, incarnation: int, other: str, trap: bool = False) -> None:
+        """Link an incarnation of `name` to `other`; `trap`: it is told how that one ends, and does not end with it."""
+        self._monitors.link(name, incarnation, other, trap)
+
+    def unlink(self, name: str, other: str) -> None:
+        """Undo a link, whoever of the two made it."""
+        self._monitors.unlink(name, other)
 
 
 def _news(name: str, death: Death, incarnation: int) -> dict[str, Any]:
