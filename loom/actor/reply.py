@@ -82,6 +82,20 @@ class Reply:
                 raise CallTimeout(f"no reply from {self.what} within {timeout_s} s; the call may still be running")
         return self._outcome() if self._items is None else list(self._consume(until))
 
+    def next(self, timeout_s: float | None = None) -> Any:
+        """Wait for the next item of a stream, and take it.
+
+        Raises: StopIteration at its end; CallTimeout (L2002), and it may be called again; what the stream failed with.
+        """
+        until = None if timeout_s is None else monotonic() + timeout_s
+        while not self._items:
+            if self.is_done:
+                self._end()
+                raise StopIteration
+            if not self._pump(until):
+                raise CallTimeout(f"no further item from {self.what} within {timeout_s} s")
+        return self._take()
+
     def __await__(self) -> Generator[Any, None, Any]:
         while not self.is_done and self._items is None:
             yield from self._news().__await__()

@@ -23,7 +23,7 @@ from loom.telemetry import log
 from loom.wire import codec, envelope, failures
 
 PROBE_S = 10.0
-"""How often the consumers of idle streams are looked at."""
+"""How often the consumers of streams are looked at: of those that rest, and of those that wait for their next item."""
 
 
 class Stream:
@@ -241,7 +241,7 @@ class Streams:
         """End the streams whose consumer is gone without a word."""
         self._probe = None
         for stream in list(self._by_call.values()):
-            if stream.credit <= 0 and not self._answers.probe(stream.message):
+            if not self._answers.probe(stream.message):
                 self._answers.count(rows.FAILED)
                 self._close(stream)
         if self._by_call:

@@ -24,6 +24,7 @@ from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.dead_letter import DeadLetter
 from loom.actor.links import Links
+from loom.actor.monitor import Monitor
 from loom.actor.ref import ActorRef
 from loom.actor.reply import Reply
 from loom.actor.verbs import Verbs, search_path
@@ -126,6 +127,14 @@ class Client:
         It is looked for when it is used: see SupervisorRef.
         """
         return SupervisorRef(self._links, name)
+
+    def monitor(self, actor: ActorRef | SupervisorRef | str) -> Monitor:
+        """Monitor an actor, a group or a supervisor: a context manager that yields a loom.Down for each death.
+
+        Whichever incarnation dies. One that is dead, or unknown, is told of at once; the iteration ends when nobody
+        bears the name any more. Raises: NodeDown (L2008).
+        """
+        return Monitor(self._links, actor if isinstance(actor, str) else actor.name)
 
     def stats(self) -> NodeStats:
         """Figures of the node, its actors and its arena, as a frozen struct."""

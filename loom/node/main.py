@@ -190,6 +190,7 @@ class NodeProcess:
         from loom.actor.snapshot import Keeping
         from loom.arena import Arena
         from loom.node.children import ChildVerbs
+        from loom.node.monitors import MonitorVerbs
         from loom.node.site import Service, Site
 
         boot = self.boot
@@ -210,7 +211,7 @@ class NodeProcess:
         root = self._root = site.build(boot.root, self._root_ended)
         verbs = {
             name: getattr(service, name)
-            for service in (Service(site, boot.name, root, self.stop), ChildVerbs(site))
+            for service in (Service(site, boot.name, root, self.stop), ChildVerbs(site), MonitorVerbs(site.monitors))
             for name in dir(service)
             if not name.startswith("_") and name not in HOOKS
         }

@@ -27,6 +27,7 @@ from loom.clock import monotonic
 from loom.errors import StartFailed, UsageError
 from loom.node.dead_letters import DeadLetters
 from loom.node.holdings import Tally
+from loom.node.monitors import Monitors
 from loom.node.plan import ActorPlan, Plan, SupervisorPlan
 from loom.node.registry import Registry, gone
 from loom.supervise import stack
@@ -60,6 +61,7 @@ class Site:
         self.keeping = keeping
         self.registry = Registry()
         self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
+        self.monitors = Monitors(self.registry)
         self.orphans = Orphans(cookie, lambda: launcher.pid)
         self.dead_letters = DeadLetters()
         self._unsettled: dict[str, dict[int, tuple[int, int]]] = {}
@@ -179,6 +181,7 @@ class Site:
         elif isinstance(child, ActorChild):
             child.forget()
         self.registry.remove(child)
+        self.monitors.forgotten(child.name)
 
     def revive(self, child: Child) -> None:
         """A child that was forgotten may start again. Raises: NameTaken (L1002), StartFailed (L3001)."""
@@ -196,6 +199,7 @@ class Site:
 
     def mourn(self, child: Child, death: Death) -> None:
         """A child has died, or could not start: tell those who want to know."""
+        self.monitors.died(child, death)
 
 
 class Service:
@@ -309,6 +313,7 @@ class Service:
             "actors": actors,
             "arena": msgspec.to_builtins(self._site.arena.stats()),
             "restarts": restarts,
+            **self._site.monitors.count(),
             "restart_count": sum(one.restart_count for one in self._supervisors(self._root)),
         }
 

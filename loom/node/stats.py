@@ -62,6 +62,8 @@ class NodeStats(msgspec.Struct, frozen=True):
     arena: ArenaStats
     restarts: tuple[Restarted, ...]
     restart_count: int
+    monitors: int = 0
+    links: int = 0
 
 
 class Tree(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -148,6 +148,7 @@ class ActorChild(Child):
         self._on_exit = on_exit
         self._on_death = on_death
         self._process: Process | None = None
+        self._terminating: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._launched = asyncio.Event()
         self._launched.set()
@@ -277,16 +278,32 @@ class ActorChild(Child):
         await self._launched.wait()
         process = self._process
         if process is not None and not process.died.done():
-            limit = self._shutdown_s
-            if limit == "brutal_kill" or not process.started.done():
-                process.kill()
-            else:
-                process.stop(reason)
-                done, _ = await asyncio.wait([process.died], timeout=None if limit == "infinity" else float(limit))
-                if not done:
-                    process.kill()
-            await asyncio.wait([process.died])
+            await self._terminate(process, reason)
         self.set_state("stopped")
+
+    async def _terminate(self, process: Process, reason: str) -> None:
+        limit = self._shutdown_s
+        if limit == "brutal_kill" or not process.started.done():
+            process.kill()
+        else:
+            process.stop(reason)
+            done, _ = await asyncio.wait([process.died], timeout=None if limit == "infinity" else float(limit))
+            if not done:
+                process.kill()
+        await asyncio.wait([process.died])
+
+    def exit_signal(self, news: dict[str, Any], death: Death, trap: bool = False) -> None:
+        """A linked actor has ended, as `news` tells: so does this one, unless it traps that or the end was normal."""
+        process = self._process
+        if process is None or process.died.done() or process.is_stopping:
+            return
+        if trap or process.traps:
+            process.tell_surely({"exit_signal": news})
+        elif death.kind == "shutdown":
+            self._terminating = asyncio.get_running_loop().create_task(self._terminate(process, "shutdown"))
+        elif death.kind != "normal":
+            text = f"killed by its link to {news['name']!r}: {death.text}"
+            process.condemn(msgspec.structs.replace(death, kind="abnormal", text=text))
 
     def forget(self) -> None:
         """It will not start again: give its row back."""

@@ -312,6 +312,30 @@ def test_sup_stop_race(node: loom.Node, supervise: Supervise, until: Any) -> Non
             node.lookup("k0")
 
 
+class Sulky(Kid):
+    def on_stop(self, reason: str) -> None:
+        raise SystemExit(3)
+
+
+def test_sup_stop_non_shutdown_exit_dynamic(node: loom.Node, supervise: Supervise) -> None:
+    """Children that end otherwise than they were asked to hold up nobody, and are not restarted."""
+    sup = supervise(ChildSpec(Sulky, name="sulky"), strategy="simple_one_for_one")
+    for _ in range(5):
+        sup.start_child()
+    pids = [row.pid for row in sup.children()]
+    node.stop("sup")
+    assert not any(map(is_alive, pids))
+
+
+def test_faulty_application_shutdown() -> None:
+    """A node is stopped whose children end badly as it stops them: it ends as it was asked to."""
+    children = (ChildSpec(Sulky, name="one"), ChildSpec(Kid, name="two"))
+    with loom.Node(supervisor=SupervisorSpec(max_restarts=0, children=children)) as node:
+        pids = [row.pid for row in node.supervisor().children()]
+    assert node._process.returncode == 0
+    assert not any(map(is_alive, pids))
+
+
 # --- children at run time ----------------------------------------------------------------------------------------
 
 

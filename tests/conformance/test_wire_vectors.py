@@ -29,6 +29,7 @@ from loom.actor.links import Links
 from loom.actor.reply import STREAM_WINDOW
 from loom.errors import LoomError
 from loom.node.children import ChildVerbs
+from loom.node.monitors import MonitorVerbs
 from loom.node.site import Service
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
@@ -293,7 +294,9 @@ def test_the_specification_lists_every_error_code() -> None:
 
 def test_the_specification_lists_every_verb_with_its_arguments() -> None:
     verbs = {}
-    for name, verb in (one for kind in (Service, ChildVerbs) for one in inspect.getmembers(kind, inspect.isfunction)):
+    for name, verb in (
+        one for kind in (Service, ChildVerbs, MonitorVerbs) for one in inspect.getmembers(kind, inspect.isfunction)
+    ):
         if not name.startswith("_"):
             verbs[name] = ", ".join(list(inspect.signature(verb).parameters)[1:])
     assert {name: arguments for name, arguments, *_ in rows("### Verbs")} == verbs
