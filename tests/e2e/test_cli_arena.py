@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,22 @@ def test_arena_of_a_dead_owner(node: loom.Node) -> None:
     assert array.sum() == MIB
     del array
     gc.collect()
+
+
+def test_arena_counts_what_a_killed_actor_held(node: loom.Node, until: Any) -> None:
+    maker = node.spawn(Keeper, name="maker")
+    array = maker.make(MIB).result(timeout_s=GENEROUS_S)
+    before = node.stats().arena
+    assert (before.reclaimed_blocks, before.reclaimed_segments) == (0, 0)
+    assert "reclaimed" not in loom_node("arena", "--node", node.endpoint)
+    del array
+    gc.collect()
+    os.kill(node.stats().actors[0].pid, signal.SIGKILL)
+    stats = until(lambda: (now := node.stats().arena).reclaimed_segments and now)
+    assert (stats.reclaimed_blocks, stats.reclaimed_bytes) == (1, MIB)
+    text = loom_node("arena", "--node", node.endpoint)
+    assert "reclaimed from processes that died or left: 1.0 MiB in 1 block, " in text
+    assert "1 segment\n" in text
 
 
 def test_arena_without_a_node_is_one_line() -> None:
