@@ -124,7 +124,8 @@ class NodeProcess:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # `loom-node up` blocks them
             clear_remains(boot.arena_policy.spill)
             folder = self._folder = Folder.take(boot.name)
-            _check_room(boot.arena_bytes)
+            if not boot.arena_policy.spill:
+                _check_room(boot.arena_bytes)
             if boot.is_state_shared:
                 self._state_lock = statefolder.lock(boot.state)
             launcher = Launcher(folder.path, arena_name, boot.cookie)
