@@ -237,7 +237,7 @@ class Answers:
             return True
         frames.recall(answer.buffers, self._arena)
         if kind != envelope.ITEM:
-            self.bury(message, f"the {kind} to it found its caller gone", len(body.data))
+            self.bury(message, f"the {kind} to it found its caller gone", body.size_bytes)
         return False
 
     def next_id(self) -> int:

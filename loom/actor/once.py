@@ -57,7 +57,7 @@ class Once:
         joined = self._under_way.pop(key, None)
         if joined is None:  # it is one of those that joined
             return []
-        fits = not body.buffers and len(body.data) <= KEPT_BYTES
+        fits = not body.buffers and body.size_bytes <= KEPT_BYTES
         self._ended[key] = Outcome(kind, body if fits else None)
         while len(self._ended) > KEPT:
             self._ended.popitem(last=False)
