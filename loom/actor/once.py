@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loom.wire.codec import Body
 from loom.wire.envelope import Envelope
+from loom.wire.frames import size_of
 
 if TYPE_CHECKING:
     from loom.actor.answers import Message
@@ -57,7 +58,7 @@ class Once:
         joined = self._under_way.pop(key, None)
         if joined is None:  # it is one of those that joined
             return []
-        fits = not body.buffers and len(body.data) <= KEPT_BYTES
+        fits = not body.buffers and size_of(body.data) <= KEPT_BYTES
         self._ended[key] = Outcome(kind, body if fits else None)
         while len(self._ended) > KEPT:
             self._ended.popitem(last=False)
