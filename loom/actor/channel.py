@@ -183,6 +183,8 @@ class Channel:
         Its participant number may have gone to its successor while arrays were copied: then the references would be
         made out to somebody who never hears of them. The board is written before the number is given up.
         """
+        if header.buffers:  # packed before, for another incarnation, or when there was no room
+            header.buffers, header.bulk_body = (), False
         try:
             parts = frames.pack(header, body, self._arena, self.address.participant)
         except StaleReference:

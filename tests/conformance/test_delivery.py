@@ -60,6 +60,12 @@ class Worker(loom.Actor):
             time.sleep(0.002)
         return "held"
 
+    def look(self, gate: str) -> None:
+        """Run until there is a file `gate`, looking into the mailbox all the time."""
+        while not Path(gate).exists():
+            assert not self.ctx.cancelled
+            time.sleep(0.002)
+
     def attentive(self, s: float) -> str:
         until = time.monotonic() + s
         while time.monotonic() < until:
@@ -318,7 +324,7 @@ def test_a_stopped_actor_refuses_what_waits_and_counts_it(mailbox: Any, until: A
         worker = node.lookup("w")
         worker.pid().result(timeout_s=10)
         held = worker.hold(str(tmp_path / "gate"))
-        until(lambda: stats(node, "w").since_s > 0)
+        until(lambda: stats(node, "w").since_s > 0.02)
         waiting = [worker.nap(0.02) for number in range(20)]
         stopping = threading.Thread(target=node.stop, args=("w",))
         stopping.start()
@@ -372,7 +378,7 @@ def test_the_urgent_overtake(mailbox: Any, until: Any, tmp_path: Path) -> None:
     with running(loom.ChildSpec(Worker, name="w", mailbox=mailbox())) as node:
         worker = node.lookup("w")
         worker.hold.tell(str(tmp_path / "gate"))
-        until(lambda: stats(node, "w").since_s > 0)
+        until(lambda: stats(node, "w").since_s > 0.02)
         for value, priority in (("low", 10), ("normal", 50), ("normal 2", 50), ("high", 90), ("higher", 91)):
             worker.note.options(priority=priority).tell(value)
         (tmp_path / "gate").touch()
@@ -412,7 +418,7 @@ def test_what_has_begun_is_not_handed_on(mailbox: Any, until: Any, tmp_path: Pat
         pid = worker.pid().result(timeout_s=10)
         worker.note.tell("before")
         begun = worker.hold(str(tmp_path / "never"))
-        until(lambda: stats(node, "w").since_s > 0)
+        until(lambda: stats(node, "w").since_s > 0.02)
         worker.note.tell("after")
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(ActorDied) as died:
@@ -477,14 +483,16 @@ def test_the_oldest_goes(mailbox: Any, until: Any, tmp_path: Path) -> None:
     spec = loom.ChildSpec(Worker, name="w", mailbox=mailbox(capacity=10, policy="drop_oldest"))
     with running(spec) as node:
         worker = node.lookup("w")
-        worker.hold.tell(str(tmp_path / "gate"))
-        until(lambda: stats(node, "w").since_s > 0)
+        worker.look.tell(str(tmp_path / "gate"))
+        until(lambda: stats(node, "w").since_s > 0.02)
         oldest = worker.echo("oldest")
         for number in range(100):
             worker.note.tell(number)
+        until(lambda: stats(node, "w").dropped == 91)
         (tmp_path / "gate").touch()
         with pytest.raises(MailboxFull, match="the oldest message"):
             oldest.result(timeout_s=10)
+        until(lambda: stats(node, "w").depth == 0)
         assert worker.noted().result(timeout_s=10) == list(range(90, 100))
         found = at_rest(until, node, "w")
         assert (found.dropped, found.processed) == (91, 12)
@@ -611,7 +619,7 @@ def test_work_whose_deadline_has_passed_is_not_started(mailbox: Any, until: Any,
     with running(loom.ChildSpec(Worker, name="w", mailbox=mailbox())) as node:
         worker = node.lookup("w")
         worker.hold.tell(str(tmp_path / "gate"))
-        until(lambda: stats(node, "w").since_s > 0)
+        until(lambda: stats(node, "w").since_s > 0.02)
         late = worker.note.options(timeout_s=0.02)("late")
         worker.note.options(timeout_s=0.02).tell("late, too")
         with pytest.raises(CallTimeout):
@@ -655,7 +663,7 @@ def test_a_sync_handler_sees_that_it_is_cancelled(mailbox: Any, until: Any) -> N
         worker = node.lookup("w")
         worker.pid().result(timeout_s=10)
         call = worker.attentive(600.0)
-        until(lambda: stats(node, "w").since_s > 0)
+        until(lambda: stats(node, "w").since_s > 0.02)
         for number in range(19):
             worker.note.tell(number)
         call.cancel()
@@ -677,7 +685,7 @@ def test_a_stuck_handler_is_killed_on_request(mailbox: Any, until: Any, method: 
         worker = node.lookup("w")
         pid = worker.pid().result(timeout_s=10)
         call = getattr(worker, method)(600.0)
-        until(lambda: stats(node, "w").since_s > 0 or stats(node, "w").running)
+        until(lambda: stats(node, "w").since_s > 0.02 or stats(node, "w").running)
         call.cancel(kill_after_s=0.1)
         with pytest.raises(ActorDied, match="cancelled") as died:
             call.result(timeout_s=20)
@@ -690,7 +698,7 @@ def test_one_that_ends_in_time_is_not_killed(mailbox: Any, until: Any) -> None:
         worker = node.lookup("w")
         pid = worker.pid().result(timeout_s=10)
         call = worker.attentive(600.0)
-        until(lambda: stats(node, "w").since_s > 0)
+        until(lambda: stats(node, "w").since_s > 0.02)
         call.cancel(kill_after_s=0.5)
         assert call.result(timeout_s=20) == "gave up"
         time.sleep(0.6)
