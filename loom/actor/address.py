@@ -36,6 +36,12 @@ def start_time_of(pid: int | str = "self") -> int:
     return stat_of(pid).start_time
 
 
+def is_alive(pid: int, start_time: int) -> bool:
+    """Whether exactly that process runs; one that is dead and not yet reaped does not."""
+    found = stat_of(pid)
+    return found.start_time == start_time and found.state not in "ZX"
+
+
 def open_pidfd(pid: int, start_time: int) -> int | None:
     """A pidfd for exactly that process, None when it is gone; becomes readable when the process dies.
 

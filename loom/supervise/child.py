@@ -306,7 +306,9 @@ class ActorChild(Child):
             process.condemn(msgspec.structs.replace(death, kind="abnormal", text=text))
 
     def forget(self) -> None:
-        """It will not start again: give its row back."""
+        """It will not start again: tell those who wait for it, and give its row back."""
+        if self.state in ("starting", "restarting"):
+            self.set_state("stopped")
         self.has_row = False
         self._site.free_row(self.board_row)
         self._announce()
