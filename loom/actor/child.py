@@ -331,7 +331,7 @@ def _make(order: Order, context: Context, control: Control) -> Actor:
     actor = cls.__new__(cls)
     actor.ctx = context
     context.actor = actor
-    if cls.trap:
+    if cls.trap is True:
         control.send({"trap": True})
     actor.__init__(*args, **kwargs)  # type: ignore[misc]
     return actor

@@ -137,7 +137,7 @@ class Context:
         return self._hooks
 
     def _traps(self) -> bool:
-        return bool(getattr(self.actor, "trap", False))
+        return getattr(self.actor, "trap", False) is True
 
     def stop(self, reason: str = "normal") -> None:
         """End this actor after the message being handled: `on_stop(reason)` runs, then the process exits with 0.

@@ -19,18 +19,19 @@ from loom.supervise.child import ActorChild, Child
 from loom.supervise.policy import ALIVE
 
 WAITING_MAX = 10_000
-"""Deaths that may wait for a consumer that does not read; then its monitor ends with an error."""
+"""Deaths that may wait for a consumer that does not read; then its monitor ends with an error, behind them."""
 
 NOPROC = Death("abnormal", "there is no such actor", how="noproc")
 
 
 class _Watcher:
     """One monitor. `open`: names that somebody bears. `news`: what its consumer has not been told yet, deaths and names
-    that nobody bears any more.
+    that nobody bears any more. `is_overrun`: there were too many deaths to keep.
     """
 
     def __init__(self, names: list[str]) -> None:
         self.open = set(names)
+        self.is_overrun = False
         self.news: asyncio.Queue[dict[str, Any] | str] = asyncio.Queue()
 
 
@@ -55,7 +56,10 @@ class Monitors:
         """An incarnation has ended, or could not be started."""
         news = _news(child.name, death, child.incarnation)
         for watcher in self._watchers.get(child.name, ()):
-            watcher.news.put_nowait(news)
+            if watcher.news.qsize() < WAITING_MAX:
+                watcher.news.put_nowait(news)
+            else:
+                watcher.is_overrun = True
         for name in self._links.pop(child.name, ()):
             self._links[name].discard(child.name)
             self._drop_if_empty(name)
@@ -78,8 +82,8 @@ class Monitors:
         try:
             yield {"monitoring": names}
             while watcher.open or not watcher.news.empty():
-                if watcher.news.qsize() > WAITING_MAX:
-                    raise MailboxFull(f"more than {WAITING_MAX} deaths of {name!r} wait to be read: monitor it anew")
+                if watcher.is_overrun and watcher.news.empty():
+                    raise MailboxFull(f"more than {WAITING_MAX} deaths of {name!r} were not read: monitor it anew")
                 news = await watcher.news.get()
                 if isinstance(news, str):
                     watcher.open.discard(news)

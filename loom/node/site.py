@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -37,6 +37,8 @@ from loom.supervise.limits import Limiter
 from loom.supervise.orphans import Orphans
 from loom.supervise.spec import RESERVED_NAMES, check_name
 from loom.supervise.supervisor import Supervisor
+
+_T = TypeVar("_T")
 
 
 class Site:
@@ -66,6 +68,7 @@ class Site:
         self.dead_letters = DeadLetters()
         self._unsettled: dict[str, dict[int, tuple[int, int]]] = {}
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def take_row(self) -> int:
         """A free row of the status board. Raises: StartFailed (L3001) when there is none left."""
@@ -83,6 +86,13 @@ class Site:
         """Take a row back; it is used again as late as possible."""
         self.board.words[row * rows.WORDS + rows.STATE] = rows.FREE
         self._free_rows.insert(0, row)
+
+    async def surely(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """Do what was asked for to its end, even if whoever asked, and waits, gives up: no child is left half-way."""
+        task = asyncio.get_running_loop().create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     def build(self, plan: SupervisorPlan, on_exit: Callable[[Supervisor, Death], None]) -> Supervisor:
         """The supervisor that a plan describes, with all its children, none of them started.
@@ -188,12 +198,15 @@ class Site:
         self.registry.add_again(child)
         try:
             if isinstance(child, Supervisor):
+                child.children = []
                 for below in child.planned:
                     self.revive(below)
-                child.children = list(child.planned)
+                    child.children.append(below)
             elif isinstance(child, ActorChild):
                 child.revive()
         except BaseException:
+            for below in child.children if isinstance(child, Supervisor) else ():
+                self.forget(below)
             self.registry.remove(child)
             raise
 
@@ -278,7 +291,7 @@ class Service:
                 raise UsageError(f"{member!r} is the node's first supervisor: shutdown ends it, and the node with it")
             for supervisor in self._supervisors(self._root):
                 if child in supervisor.children:
-                    await supervisor.remove_child(child)
+                    await self._site.surely(supervisor.remove_child(child))
                     break
 
     def _supervisors(self, top: Supervisor) -> list[Supervisor]:
