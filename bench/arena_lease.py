@@ -65,7 +65,7 @@ QUESTION = Question(
         for name in SIZES
         for kind, title, goal in (
             ("lease", "arena: lease and release a warm block", "<= 5 us"),
-            ("empty", "arena: empty() and drop the array", ""),
+            ("empty", "arena: empty() and drop the array", "<= 5 us"),
         )
     ),
     contest,

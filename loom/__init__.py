@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loom import arena, errors
     from loom.actor.actor import Actor, Ignore
+    from loom.actor.monitor import Down, Monitor
     from loom.actor.ref import ActorRef
     from loom.actor.reply import Reply
     from loom.node.client import Client, Node, connect
@@ -39,9 +40,11 @@ _HOMES = {
     "BackoffSpec": "loom.supervise.spec",
     "ChildSpec": "loom.supervise.spec",
     "Client": "loom.node.client",
+    "Down": "loom.actor.monitor",
     "Ignore": "loom.actor.actor",
     "LimitsSpec": "loom.supervise.spec",
     "MailboxSpec": "loom.supervise.spec",
+    "Monitor": "loom.actor.monitor",
     "Node": "loom.node.client",
     "Reply": "loom.actor.reply",
     "SnapshotSpec": "loom.supervise.spec",
@@ -56,9 +59,11 @@ __all__ = [
     "BackoffSpec",
     "ChildSpec",
     "Client",
+    "Down",
     "Ignore",
     "LimitsSpec",
     "MailboxSpec",
+    "Monitor",
     "Node",
     "Reply",
     "SnapshotSpec",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loom.actor.context import Context
+    from loom.actor.monitor import Down
 
 HOOKS = frozenset(
     (
@@ -50,6 +51,9 @@ class Actor:
 
     ctx: Context
 
+    trap: bool = False
+    """Whether an end of a linked actor is told to `on_exit_signal` instead of ending this one, too. A class's own."""
+
     def on_start(self) -> Awaitable[None] | None:
         """Called once, before the first message. May be `async`."""
         return None
@@ -59,6 +63,17 @@ class Actor:
 
         `reason`: "shutdown" (its supervisor stops it), "normal" (it asked to stop itself).
         """
+        return None
+
+    def on_down(self, down: Down) -> Awaitable[None] | None:
+        """Called for each death of what `ctx.monitor` monitors, between messages, ahead of those that wait.
+
+        May be `async`. An exception in it is logged, and the actor lives on.
+        """
+        return None
+
+    def on_exit_signal(self, down: Down) -> Awaitable[None] | None:
+        """Called when a linked actor ends, in whatever way, if this class says `trap = True`. As on_down."""
         return None
 
 

@@ -50,6 +50,17 @@ class Backlog(Generic[T]):
         self._depth -= 1
         return item
 
+    def drop(self) -> T:
+        """Take out the oldest of the least urgent messages. Raises: IndexError when there is none."""
+        self._depth -= 1
+        for heap in (self._below, self._above):
+            if heap and (heap is self._below or not self._normal):
+                least = max(heap, key=lambda entry: (entry[0], -entry[1]))
+                heap.remove(least)
+                heapq.heapify(heap)
+                return least[2]
+        return self._normal.popleft()
+
     def find(self, is_wanted: Callable[[T], bool]) -> T | None:
         """One message that waits, for which `is_wanted`; None when there is none. Looks at every one of them."""
         for item in self._normal:

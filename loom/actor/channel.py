@@ -24,21 +24,25 @@ import zmq
 from loom.actor import sockets
 from loom.actor.address import Address, open_pidfd
 from loom.actor.backlog import DEFAULT_PRIORITY
+from loom.actor.board import OPEN, STALE
+from loom.actor.gate import Gate
+from loom.actor.lost import settle
 from loom.actor.reply import Reply
 from loom.clock import monotonic, wall
-from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, StaleReference, UsageError
+from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, NodeDown, StaleReference, UsageError
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
 
 if TYPE_CHECKING:
     from loom.actor.links import Links
+    from loom.actor.target import Target
 
 HIGH_WATER_MARK = 4096
-"""Messages ZeroMQ may hold for one direction of one link before the sender has to wait."""
+"""Messages ZeroMQ may hold for one direction of a link without a gate, before the sender has to wait."""
 
 OUTBOX = 100_000
-"""Messages a coroutine may leave waiting for a slow actor before it is refused with MailboxFull."""
+"""Messages a coroutine may leave waiting on such a link before it is refused with MailboxFull."""
 
 ROOM_S = 0.001
 """How often a thread looks for room: ZeroMQ's descriptor does not always tell of it."""
@@ -52,19 +56,27 @@ _NIL = b"\xc0"
 class Channel:
     """A link to one incarnation. `dead` turns True when the process is gone or the link closed, and never back."""
 
-    def __init__(self, links: Links, address: Address) -> None:
-        """Connect. A peer that is gone already makes no error: the channel is `dead` from the start."""
+    def __init__(self, links: Links, address: Address, heir: Target | None = None) -> None:
+        """Connect. A peer that is gone already makes no error: the channel is `dead` from the start.
+
+        `heir` is given what the incarnation leaves unbegun, when its mailbox says so.
+        """
         self.address = address
+        self.heir = heir
+        self.gate = Gate.open(links.board, address, links.pid, links.start_time)
         self._links = links
         self._arena = links.arena
         self._lock = threading.Lock()
         self._pending: dict[int, Reply] = {}
         self._outbox: deque[list[Any]] = deque()
-        self._callbacks: deque[tuple[Callable[[Reply], None], Reply]] = deque()
+        self._streams: dict[int, weakref.ref[Reply]] = {}
+        self._dropped: deque[int] = deque()
+        self._callbacks: deque[tuple[Callable[[Any], None], Reply | None]] = deque()
+        self._on_room: Callable[[object], None] | None = None
         self._loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._pollers = threading.local()
         self._socket = links.context.socket(zmq.DEALER)
-        self._socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
+        self._socket.set(zmq.SNDHWM, HIGH_WATER_MARK if self.gate is None else 0)  # the gate is the bound
         self._socket.set(zmq.RCVHWM, 0)  # as many replies as we asked for, as many items as we gave credit for
         self._socket.set(zmq.RECONNECT_IVL, 1)
         self._socket.set(zmq.RECONNECT_IVL_MAX, 100)
@@ -75,18 +87,54 @@ class Channel:
         """Whether all messages had the same priority, so that they begin in the order they were sent."""
         if self.dead:
             self._socket.close()
+            if self.gate is not None:
+                self.gate.close()
         else:
             self._socket.connect(address.endpoint)
             links.channels.add(self)
 
     # --- sending ---
 
-    def post(self, header: Envelope, body: codec.Body, reply: Reply | None) -> None:
+    def post(self, header: Envelope, body: codec.Body, reply: Reply | None) -> int:
         """Hand one message over; `reply` is told how it ends, None for a message without a reply.
 
-        Raises: ArenaFull (L3003); MailboxFull (L2003) when a coroutine overruns a slow actor; ActorDied (L2001) when
-        the incarnation is gone and there is no reply to tell it to.
+        Returns: OPEN when the mailbox has let it in; FULL when it has no room; STALE when that incarnation is gone.
+        Raises: NotSendable (L1004), ArenaFull (L3003); MailboxFull (L2003) when a coroutine overruns a mailbox that has
+        no gate; NodeDown (L2008) when it is the node that is gone, and there is no reply to tell it to.
         """
+        gate = self.gate
+        if gate is None or header.kind == envelope.PING:
+            return self._post_ungated(header, body, reply)
+        header.timestamp = wall()
+        header.ticket = gate.ticket
+        parts = self._pack(header, body)
+        with self._lock:
+            code = STALE if parts is None or self.dead else gate.admit()
+            if parts is not None and code == OPEN:
+                if header.priority != DEFAULT_PRIORITY:
+                    self.is_ordered = False
+                if reply is not None:
+                    reply.channel = self
+                    self._pending[header.id] = reply
+                    if reply.wakers:  # it stood in line, and somebody waits for it elsewhere
+                        self._wake(reply)
+                gate.remember(header, body)
+                self._send(parts)
+                if len(self._pending) > (reply is not None) or self._loops or self._streams:
+                    self._drain()  # somebody else may be waiting for the edge that this swallowed
+        if header.buffers:
+            if code == OPEN:
+                self._links.collect_soon()
+            else:
+                frames.recall(header.buffers, self._arena)
+        if self._callbacks:
+            self._run_callbacks()
+        return code
+
+    def _post_ungated(self, header: Envelope, body: codec.Body, reply: Reply | None) -> int:
+        """As `post`, with no more than ZeroMQ's own bounds."""
+        if not self._links.is_current(self.address):
+            return STALE
         if len(self._outbox) >= OUTBOX and running_loop() is not None:
             text = f"{len(self._outbox)} messages wait for actor {self.address.name!r}: await some replies first"
             raise MailboxFull(text)
@@ -102,22 +150,32 @@ class Channel:
                     self._pending[header.id] = reply
                 self._send(parts)
                 if len(self._pending) > (reply is not None) or self._loops:
-                    self._drain()  # somebody else may be waiting for the edge that this swallowed
+                    self._drain()
         if refused:
             frames.recall(header.buffers, self._arena)
+            if self.heir is not None:
+                return STALE
             if reply is None:
-                raise ActorDied(f"actor {self.address.name!r} died before the message was sent", started=False)
-            reply.channel = self._links.node
-            self._links.lost(self, [reply], was_sent=False)
-            return
+                raise NodeDown("the node is down, and takes no message")
+            settle(self._links, self, [reply], was_sent=False)
+            return OPEN
         if header.buffers:
             self._links.collect_soon()
         if self._callbacks:
             self._run_callbacks()
         if self._outbox:
             self._wait_for_room()
-            if self.dead and reply is None:
-                raise ActorDied(f"actor {self.address.name!r} died before it took the message", started=None)
+        return OPEN
+
+    def ask_room(self, callback: Callable[[object], None]) -> None:
+        """Call `callback(None)` when the mailbox, which was full, has room again, or the actor has died."""
+        with self._lock:
+            is_asked = self._on_room is not None
+            self._on_room = callback
+            if not self.dead and not is_asked:
+                self._send([envelope.encode(Envelope(self._links.next_id(), envelope.ROOM)), _NIL])
+                self._drain()
+        self._run_callbacks()
 
     def _pack(self, header: Envelope, body: codec.Body) -> list[Any] | None:
         """The frames of a message; None when the actor died meanwhile and left the arena.
@@ -125,6 +183,8 @@ class Channel:
         Its participant number may have gone to its successor while arrays were copied: then the references would be
         made out to somebody who never hears of them. The board is written before the number is given up.
         """
+        if header.buffers:  # packed before, for another incarnation, or when there was no room
+            header.buffers, header.bulk_body = (), False
         try:
             parts = frames.pack(header, body, self._arena, self.address.participant)
         except StaleReference:
@@ -135,16 +195,29 @@ class Channel:
         """Let the stream behind `reply` send `count` more items."""
         self._control(Envelope(self._links.next_id(), envelope.CREDIT, correlation_id=reply.id, credit=count))
 
-    def cancel(self, reply: Reply) -> None:
-        """Forget `reply` and tell the actor to stop working on it."""
-        if self._give_up(reply, CallTimeout(f"the call to {reply.what} was cancelled by its caller")):
-            self._control(Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=reply.id))
+    def cancel(self, reply: Reply, kill_after_s: float | None = None) -> None:
+        """Tell the actor to stop working on `reply`, which is forgotten, unless there is a time to kill it after."""
+        with self._lock:
+            is_sent = reply.id in self._pending
+        if kill_after_s is not None and is_sent:
+            self._tell_to_stop(reply.id, kill_after_s)
+        elif self._give_up(reply, CallTimeout(f"the call to {reply.what} was cancelled by its caller")):
+            self._tell_to_stop(reply.id, None)
 
     def expire(self, reply: Reply) -> None:
         """The deadline of `reply` has passed: it ends as CallTimeout, a later answer is discarded."""
         error = CallTimeout(f"no reply from {reply.what} before its deadline; the call may still run")
         if self._give_up(reply, error):
-            self._control(Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=reply.id))
+            self._tell_to_stop(reply.id, reply.kill_after_s)
+
+    def _tell_to_stop(self, call_id: int, kill_after_s: float | None) -> None:
+        """A handler that awaits hears of it in its own process; what is stuck there, only the node can end."""
+        header = Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=call_id)
+        if kill_after_s is not None and self is not self._links.node:
+            header.deadline = monotonic() + kill_after_s
+            address = self.address
+            self._links.ask_node("kill_call", address.name, address.incarnation, call_id, kill_after_s)
+        self._control(header)
 
     def _control(self, header: Envelope) -> None:
         with self._lock:
@@ -158,6 +231,7 @@ class Channel:
             if reply.is_done:
                 return False
             self._pending.pop(reply.id, None)
+            self._streams.pop(reply.id, None)
             reply.fail(error)
             self._announce(reply)
         self._run_callbacks()
@@ -208,6 +282,8 @@ class Channel:
                     if reply.is_done or reply.has_items or reply.channel is not self:
                         break
                     reply.wakers.add(waker)
+                    if reply.channel is not self:  # moved in this very moment, by somebody who saw no waker
+                        break
             if self._callbacks:
                 self._run_callbacks()  # these may settle this very reply
                 continue
@@ -216,6 +292,7 @@ class Channel:
                 reply.wakers.discard(waker)
                 return False
             readable = self._sleep(timeout_s, waker)
+        reply.wakers.discard(waker)
         if self._links.has_sent:
             self._links.collect()
         return True
@@ -244,6 +321,14 @@ class Channel:
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
+    def sleep(self, until: float) -> None:
+        """Read what comes, until something has come or `until` (monotonic seconds) has passed."""
+        self._sleep(max(0.0, until - monotonic()), self._links.waker())
+        with self._lock:
+            if not self.dead:
+                self._drain()
+        self._run_callbacks()
+
     def _sleep(self, timeout_s: float | None, waker: int) -> bool:
         """Wait on the descriptors, without the lock, until one is readable or the time is over.
 
@@ -269,12 +354,14 @@ class Channel:
 
     def _drain(self, *, expected: bool = False) -> None:
         """Lock held: read all there is that anybody waits for, then send what waits."""
+        if self._dropped:
+            self._end_dropped()
         while True:
             parts = sockets.receive(self._socket, expected=expected)
             expected = False
             if parts is not None:
                 self._receive(parts)
-                if not self._pending and not self._outbox:
+                if not self._pending and not self._outbox and self._on_room is None and not self._streams:
                     return
             elif self._outbox:
                 try:
@@ -293,7 +380,14 @@ class Channel:
             log.warning("from actor %r: %s", self.address.name, error)
             return
         reply = self._pending.get(header.correlation_id)
+        if reply is None and self._streams:
+            stream = self._streams.get(header.correlation_id)
+            reply = stream() if stream is not None else None
         if reply is None:  # late, or never ours
+            if header.kind == envelope.ROOM and self._on_room is not None:
+                self._callbacks.append((self._on_room, None))
+                self._on_room = None
+                return
             frames.discard(header, self._arena)
             return
         try:
@@ -313,20 +407,49 @@ class Channel:
                 log.warning("from actor %r: a %r message is no answer", self.address.name, header.kind)
                 return
         if reply.is_done:
+            self._pending.pop(reply.id, None)
+            self._streams.pop(reply.id, None)
+        elif reply.id in self._pending and not reply.callbacks:  # a stream is kept by whoever reads it
             del self._pending[reply.id]
+            self._streams[reply.id] = weakref.ref(reply, self._forsaken(reply.id))
         if reply.wakers or reply.callbacks:
             self._announce(reply)
+
+    def _forsaken(self, call_id: int) -> Callable[[object], None]:
+        """What is called, at any moment, when nobody holds the Reply of a stream any more: it is to end."""
+
+        def forsake(_: object) -> None:
+            self._dropped.append(call_id)
+            if self._lock.acquire(blocking=False):  # else whoever has it will see
+                try:
+                    self._end_dropped()
+                finally:
+                    self._lock.release()
+
+        return forsake
+
+    def _end_dropped(self) -> None:
+        """Lock held: tell the actor to end the streams that nobody holds any more."""
+        while self._dropped:
+            call_id = self._dropped.popleft()
+            if self._streams.pop(call_id, None) is not None and not self.dead:
+                header = Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=call_id)
+                self._send([envelope.encode(header), _NIL])
 
     def _announce(self, reply: Reply) -> None:
         """Lock held: wake the threads that wait for `reply`, and queue its callbacks."""
         if reply.wakers:
-            own = self._links.waker()
-            for waker in tuple(reply.wakers):  # a thread may leave the set under another channel's lock
-                if waker != own:
-                    os.eventfd_write(waker, 1)
+            self._wake(reply)
         if reply.callbacks:
             self._callbacks.extend((callback, reply) for callback in reply.callbacks)
             reply.callbacks = []
+
+    def _wake(self, reply: Reply) -> None:
+        """Wake the other threads that wait for `reply`."""
+        own = self._links.waker()
+        for waker in list(reply.wakers):
+            if waker != own:
+                os.eventfd_write(waker, 1)
 
     def _run_callbacks(self) -> None:
         while self._callbacks:
@@ -351,28 +474,39 @@ class Channel:
 
     def _bury(self) -> None:
         """The process is gone: read its last words, then ask the node why, for those who still wait."""
+        gate, heir = self.gate, self.heir
+        bequeaths = gate is not None and gate.keeps and heir is not None
+        if bequeaths and heir is not None:
+            heir.expect()  # before anybody can notice that this channel is dead
         orphans = self._shut(heir=self._links.node, linger_ms=0)
-        if orphans:
-            self._links.lost(self, orphans)
+        if orphans is not None and (orphans or (gate is not None and not gate.is_settled)):
+            settle(self._links, self, orphans)
+        elif bequeaths and heir is not None:  # nothing is left, or another thread was faster
+            heir.inherit([])
         self._run_callbacks()
 
-    def _shut(self, heir: Channel, linger_ms: int) -> list[Reply]:
-        """Close the socket. The replies that were pending are returned, and wait on `heir` from now on."""
+    def _shut(self, heir: Channel, linger_ms: int) -> list[Reply] | None:
+        """Close the socket. The replies that were pending are returned, and wait on `heir` from now on.
+
+        None when that was done before.
+        """
         with self._lock:
             if self.dead:
-                return []
+                return None
             self._drain()
             self.dead = True
-            orphans = list(self._pending.values())
+            orphans = [*self._pending.values(), *(one for ref in self._streams.values() if (one := ref()) is not None)]
             self._pending.clear()
+            self._streams.clear()
             if self._outbox:
                 log.warning("dead letters: %d messages to %r were never sent", len(self._outbox), self.address.name)
                 self._outbox.clear()
             self._links.channels.discard(self)
+            if self._on_room is not None:
+                self._callbacks.append((self._on_room, None))
             for reply in orphans:
                 reply.channel = heir
-                for waker in tuple(reply.wakers):  # a thread may leave the set under another channel's lock
-                    os.eventfd_write(waker, 1)
+                self._wake(reply)
             pidfd, self._pidfd = self._pidfd, None
             if pidfd is not None:
                 for loop in self.loops():
@@ -391,7 +525,9 @@ class Channel:
         self.dead = True
         self._lock = threading.Lock()
         self._pending.clear()
+        self._streams.clear()
         self._outbox.clear()
+        self.gate = None
 
     def __del__(self) -> None:
         # Retired with replies pending, and gone with the last of them.
@@ -410,12 +546,11 @@ class Channel:
 
     def retire(self) -> None:
         """The actor has a newer incarnation: nothing is sent here any more."""
+        self.look()
         with self._lock:
-            idle = not self._pending
+            idle = not self._pending and not self._streams
         if idle:
             self.close()
-        else:
-            self.look()
 
     def look(self) -> None:
         """Notice the actor's death when nobody is reading here."""
@@ -427,7 +562,9 @@ class Channel:
         if linger_ms and self._outbox:
             self._flush(monotonic() + linger_ms / 1000)
         orphans = self._shut(heir=self, linger_ms=linger_ms)
-        self.fail_all(orphans, lambda reply: ActorDied(f"the connection to {reply.what} was closed"))
+        if orphans is not None and self.gate is not None:
+            self.gate.close()
+        self.fail_all(orphans or [], lambda reply: ActorDied(f"the connection to {reply.what} was closed"))
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -2,8 +2,8 @@
 
 It runs in a process that the zygote has just forked. It ties its life to the node's, says hello on its control socket,
 makes the actor, says that it started (or why not), and receives until it is told to stop. The control socket carries
-small MessagePack maps: {"hello"}, {"started"}, {"ignored"} and {"failed"} to the node, {"stop"}, {"ping"} and
-{"exit_signal"} from it.
+small MessagePack maps: {"hello"}, {"trap"}, {"started"}, {"ignored"} and {"failed"} to the node, {"stop"},
+{"ping"} and {"exit_signal"} from it.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Order(msgspec.Struct):
     further: bytes = b""
     path: list[str] = []
     capacity: int = 1000
+    policy: str = "wait"
+    term: int = 0
     watchdog_s: float | None = None
     start_s: float | None = None
     limits: Limits = limits.NONE
@@ -112,7 +114,7 @@ class Control:
     def receive(self) -> dict[str, Any] | None:
         """The node's next message; None when the node is gone."""
         try:
-            data = self.socket.recv(65536)
+            data = self.socket.recv(1 << 18)
         except BlockingIOError:
             return {}
         except OSError:
@@ -211,8 +213,9 @@ def _live(order: Order, control: Control) -> int:
     verbs = Verbs(links)
     life = _Life(loop, control, heartbeat.pong)
     context = Context(order.name, order.incarnation, links, verbs, life.stop, heartbeat.progress)
+    life.on_exit_signal = lambda news: context.hooks.exit_signal(news)
     try:
-        actor = _make(order, context)
+        actor = _make(order, context, control)
         snapshots = _restored(order, actor)
         context.snapshots = snapshots
         started = actor.on_start()
@@ -225,12 +228,17 @@ def _live(order: Order, control: Control) -> int:
         skip = 2 if not isinstance(error, ActorImportError) else 0
         control.fail(error, failures.traceback_of(error, skip))
         return FAILED_START
-    receiver = Receiver(order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity)
+    receiver = Receiver(
+        order.name, table_of(actor), mailbox, links, order.row, capacity=order.capacity, policy=order.policy
+    )
     receiver.answers.on_exit = life.exit
     if snapshots is not None:
         snapshots.start(loop)
         if snapshots.counts_messages:
             receiver.answers.on_done = snapshots.message_done
+    receiver.on_stuck = life.be_killed
+    life.on_settle = receiver.settle
+    context._is_cancelled = receiver.is_cancelled
     life.on_end = receiver.hold
     receiver.start(loop)
     control.send({"started": True})
@@ -251,6 +259,8 @@ class _Life:
         self.ended: asyncio.Future[str] = loop.create_future()
         self.code = 0
         self.on_end: Callable[[], None] = lambda: None
+        self.on_settle: Callable[[int, int], None] = lambda ticket, sent: None
+        self.on_exit_signal: Callable[[Any], None] = lambda news: None
         self._control = control
         self._pong = pong
 
@@ -265,6 +275,10 @@ class _Life:
         self.code = code
         self.stop("normal" if code == 0 else "exit")
 
+    def be_killed(self, why: str) -> None:
+        """Have the node kill this process, saying why."""
+        self._control.send({"kill": why})
+
     def listen(self) -> None:
         """The control socket is readable."""
         message = self._control.receive()
@@ -274,6 +288,10 @@ class _Life:
             self.stop(str(message["stop"]))
         elif "ping" in message:
             self._pong(message["ping"])
+        elif "settle" in message:
+            self.on_settle(*message["settle"])
+        elif "exit_signal" in message:
+            self.on_exit_signal(message["exit_signal"])
 
 
 async def _end(
@@ -298,7 +316,7 @@ async def _end(
     return code
 
 
-def _make(order: Order, context: Context) -> Actor:
+def _make(order: Order, context: Context, control: Control) -> Actor:
     """Import or unpickle the class, and make the instance; `ctx` is there before `__init__` runs."""
     if order.target:
         cls = load(order.target)
@@ -312,6 +330,9 @@ def _make(order: Order, context: Context) -> Actor:
         raise ActorImportError(f"expected a subclass of loom.Actor, got {cls!r}")
     actor = cls.__new__(cls)
     actor.ctx = context
+    context.actor = actor
+    if cls.trap is True:
+        control.send({"trap": True})
     actor.__init__(*args, **kwargs)  # type: ignore[misc]
     return actor
 

@@ -10,7 +10,9 @@ from loom.errors import UsageError
 from loom.wire.envelope import Envelope
 
 if TYPE_CHECKING:
+    from loom.actor.actor import Actor
     from loom.actor.links import Links
+    from loom.actor.monitor import Hooks, Monitor
     from loom.actor.ref import ActorRef
     from loom.actor.snapshot import Snapshots
 
@@ -41,6 +43,10 @@ class Context:
         self._node = node
         self._stop = stop
         self._progress = progress
+        self._is_cancelled: Callable[[Envelope], bool] = lambda header: False
+        self._hooks: Hooks | None = None
+        self.actor: Actor | None = None
+        """The actor itself, from the moment that it is made."""
 
     @property
     def ref(self) -> ActorRef:
@@ -67,6 +73,15 @@ class Context:
         """When the caller stops waiting, on `loom.clock.monotonic`; None when it has not said."""
         return self.request.deadline or None
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller of the message being handled has given it up, or its deadline has passed.
+
+        For handlers that run long without an `await`, which nothing can interrupt: look now and then, and return. It
+        looks into the mailbox, so it notices while the handler runs.
+        """
+        return self._is_cancelled(self.request)
+
     def spawn(self, actor: Any, *args: Any, name: str | None = None, **kwargs: Any) -> ActorRef:
         """Start another actor under the node's root supervisor. As `Node.spawn`."""
         found: ActorRef = self._node.spawn(actor, *args, name=name, **kwargs)
@@ -87,6 +102,43 @@ class Context:
             raise UsageError("ctx.save(): define snapshot() and restore() first, and save when the actor has started")
         self.snapshots.save()
 
+    def monitor(self, ref: ActorRef | str) -> Monitor:
+        """Have `on_down` called for each death of another actor, whichever incarnation; for one that is dead, at once.
+
+        Returns: what `demonitor` takes, once the node has taken note: no death from now on is missed.
+        """
+        return self.hooks.monitor(_name(ref))
+
+    def demonitor(self, monitor: Monitor) -> None:
+        """Monitor no more: `on_down` is not called for it again."""
+        self.hooks.demonitor(monitor)
+
+    def link(self, ref: ActorRef | str) -> None:
+        """Tie this incarnation and the other actor's present one together: when one ends, so does the other.
+
+        An abnormal end kills the other with the same cause; being stopped stops it, in its own shutdown time; a normal
+        end leaves it alone. A class with `trap = True` is told of any of these through `on_exit_signal`, and lives on.
+        An actor that starts or restarts is linked when it is up; one that is dead, or unknown, gives "noproc" at once.
+        """
+        self._node.link(self.name, self.incarnation, _name(ref), self._traps())
+
+    def unlink(self, ref: ActorRef | str) -> None:
+        """Undo `link`, whoever of the two made it; no exit signal of the other comes any more."""
+        self._node.unlink(self.name, _name(ref))
+
+    @property
+    def hooks(self) -> Hooks:
+        """What calls this actor's hooks; the runtime's, not for an actor's code."""
+        if self._hooks is None:
+            from loom.actor.monitor import Hooks
+
+            assert self.actor is not None
+            self._hooks = Hooks(self.actor, self._links)
+        return self._hooks
+
+    def _traps(self) -> bool:
+        return getattr(self.actor, "trap", False) is True
+
     def stop(self, reason: str = "normal") -> None:
         """End this actor after the message being handled: `on_stop(reason)` runs, then the process exits with 0.
 
@@ -101,3 +153,7 @@ class Context:
         Any thread may call it; it costs one write to shared memory. Without `watchdog_s` or `start_s` nobody looks.
         """
         self._progress()
+
+
+def _name(ref: ActorRef | str) -> str:
+    return ref if isinstance(ref, str) else ref.name

@@ -19,14 +19,16 @@ import msgspec
 import zmq
 
 from loom.actor import board as rows
-from loom.actor.address import Address
+from loom.actor.address import Address, start_time_of
 from loom.actor.board import Board
 from loom.actor.channel import LINGER_MS, Channel, running_loop
+from loom.actor.dead_letter import KEPT, DeadLetter
 from loom.actor.reply import Reply
 from loom.actor.target import Target
 from loom.arena import Arena, forget
 from loom.clock import monotonic
-from loom.errors import ActorDied, LoomError, NodeDown
+from loom.errors import LoomError
+from loom.telemetry import log
 from loom.wire import codec, envelope
 from loom.wire.envelope import Envelope
 
@@ -63,6 +65,7 @@ class Links:
         self.arena = arena
         self.board = board
         self.owner = owner
+        self.pid, self.start_time = os.getpid(), start_time_of()
         self.why_down: Callable[[], str] = lambda: ""
         self.participant = -1 if arena is None else arena.participant
         # Ids stay below 2**53, the largest integer that every language's MessagePack reads exactly.
@@ -167,23 +170,16 @@ class Links:
             participant=self.participant,
         )
 
-    def lost(self, channel: Channel, orphans: list[Reply], *, was_sent: bool = True) -> None:
-        """`orphans` were pending when their actor died: find out how, then end each as ActorDied."""
-        if channel is self.node:
-            why = self.why_down()
-            text = "the node is down" + (f": {why}" if why else "")
-            self.node.fail_all(orphans, lambda _: NodeDown(text))
+    def report(self, letters: list[DeadLetter]) -> None:
+        """Have the node keep these dead letters."""
+        if not letters or self.node.dead or self._is_abandoned:
             return
-        address = channel.address
-        obituary = self.ask_node("obituary", address.name, address.incarnation)
-
-        def tell(_: Reply) -> None:
-            is_ordered = channel.is_ordered
-            self.node.fail_all(orphans, lambda reply: _died(address, obituary, reply, was_sent, is_ordered))
-
-        obituary.add_done_callback(tell)
-        for loop in channel.loops():
-            loop.call_soon_threadsafe(self.node.watch, loop)
+        header = self.header(envelope.TELL, "node", "bury", self.next_id())
+        body = codec.encode_call(([msgspec.structs.astuple(one) for one in letters[-KEPT:]],), {})
+        try:
+            self.node.post(header, body, None)
+        except LoomError as error:  # the node is down, and its dead letters with it
+            log.debug("%d dead letters could not be reported: %s", len(letters), error)
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
         """Close every channel and wait, at most `linger_ms`, until what was sent is on its way."""
@@ -215,35 +211,6 @@ def _abandon_all() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_all)
-
-
-class _Obituary(msgspec.Struct):
-    cause: str = ""
-    last_id: int = -1
-    """The last message it began; 0 when it began none, -1 when nobody remembers."""
-
-
-def _died(address: Address, obituary: Reply, reply: Reply, was_sent: bool, is_ordered: bool) -> LoomError:
-    """The error for one reply whose actor died. `is_ordered`: our messages to it began in the order of their ids."""
-    if obituary.error is not None:
-        return ActorDied(
-            f"actor {address.name!r} died before it replied to {reply.what}, "
-            f"and the node cannot say why: {obituary.error}"
-        )
-    found = msgspec.convert(obituary.result(), _Obituary)
-    started = None if found.last_id and was_sent else False
-    if was_sent and found.last_id >> 32 == reply.id >> 32:  # the last message that it began was ours
-        if is_ordered:
-            started = reply.id <= found.last_id
-        elif reply.id == found.last_id:
-            started = True
-    begun = {True: "after it began", False: "before it began", None: "and may have begun"}[started]
-    return ActorDied(
-        f"actor {address.name!r} (pid {address.pid}, incarnation {address.incarnation}) died {begun} {reply.what}: "
-        f"{found.cause}",
-        started=started,
-        cause=found.cause,
-    )
 
 
 def of(endpoint: str) -> Links:

@@ -2,8 +2,8 @@
 
 A ROUTER socket bound to the incarnation's own file in the node's private folder. Senders connect to it directly. It
 refuses to drop: an answer whose receiver is gone is an error here (mandatory routing), one whose receiver is full
-waits, and so do later ones for the same receiver; and reading stops while the actor has more than it can hold, so that
-its senders wait too.
+waits, and so do later ones for the same receiver, and for no other. How much may come in is the gate's business
+(gate.py); only senders that know of none are held back by ZeroMQ's queues, when the actor stops reading.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from loom.wire.frames import MAX_FRAME_BYTES
 HIGH_WATER_MARK = 4096
 """Messages ZeroMQ may hold for one peer and direction."""
 
-UNSENT = 65536
-"""Answers that may wait for peers that do not read; further ones are dead letters."""
+UNSENT = 16384
+"""Answers that may wait for one peer that does not read; further ones for that peer are dead letters."""
 
 
 class Mailbox:
@@ -47,15 +47,17 @@ class Mailbox:
         return sockets.receive(self._socket, expected=expected)
 
     def send(self, frames: list[Any]) -> bool:
-        """Send one answer, route in front; False when its receiver is gone, or too many answers wait already."""
+        """Send one answer, route in front; False when its receiver is gone, or too many answers wait for it already."""
         peer = frames[0]
-        if peer not in self._queues:
+        queue = self._queues.get(peer) if self._queues else None
+        if queue is None:
             is_sent = self._try(frames)
             if is_sent is not None:
                 return is_sent
-        if self.unsent >= UNSENT:
+            queue = self._queues[peer] = deque()
+        elif len(queue) >= UNSENT:
             return False
-        self._queues.setdefault(peer, deque()).append(frames)
+        queue.append(frames)
         self.unsent += 1
         return True
 

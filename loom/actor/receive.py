@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import threading
 from collections.abc import Callable
 from time import monotonic_ns
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from loom.actor import board as rows
-from loom.actor.answers import Answers, Message
+from loom.actor.answers import PING_BODY, Answers, Message
 from loom.actor.backlog import Backlog
 from loom.actor.context import current
 from loom.actor.links import Links
@@ -22,8 +23,10 @@ from loom.actor.mailbox import Mailbox
 from loom.actor.reply import STREAM_WINDOW
 from loom.actor.streams import Streams
 from loom.clock import monotonic
-from loom.errors import ActorDied, CallTimeout, LoomError, NoSuchMethod, ProtocolError, Rejected
+from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, NoSuchMethod, ProtocolError, Rejected
+from loom.telemetry import log
 from loom.wire import envelope, frames
+from loom.wire.envelope import Envelope
 
 SLICE_NS = 5_000_000
 """How long messages run before the event loop gets to look at timers and control messages."""
@@ -31,14 +34,20 @@ SLICE_NS = 5_000_000
 RETRY_S = 0.005
 """How soon an answer is tried again whose receiver had no room."""
 
+SLACK = 64
+"""Messages past the bound of a mailbox that are read even so, for the sake of control messages behind them."""
+
+SETTLE_S = 0.2
+"""How long the last messages of a dead sender may take from this process's ZeroMQ to its mailbox."""
+
 _DEFERRED = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
 class Receiver:
     """Runs the messages of one mailbox against one table of methods.
 
-    `row` is this actor's line on the status board; `capacity` is how many messages wait here before their senders
-    have to. `is_node`: see Answers.
+    `row` is this actor's line on the status board; `capacity` is how many messages may wait for it, here and on their
+    way, and `policy` what becomes of more. `is_node`: see Answers.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class Receiver:
         row: int,
         *,
         capacity: int = 1000,
+        policy: str = "wait",
         is_node: bool = False,
     ) -> None:
         assert links.board is not None
@@ -60,7 +70,18 @@ class Receiver:
         self._arena = links.arena
         self._words = links.board.words
         self._at = row * rows.WORDS
+        self._board = links.board
+        self._gate = links.board.gate
+        self._row = row
         self._capacity = capacity
+        self._drops = policy == "drop_oldest"
+        self._refuses = policy == "refuse"
+        self._most = 2 * capacity + SLACK  # of senders that know no gate; the others never get that far
+        self._room_for: list[list[bytes]] = []
+        self._current: Message | None = None
+        self._is_cancelled = False
+        self.on_stuck: Callable[[str], None] = lambda why: None
+        """Called when this process is to be killed, with the reason."""
         self._backlog: Backlog[Message] = Backlog()
         self._streams = Streams(name, self.answers, self._schedule)
         self._tasks: dict[asyncio.Task[None], Message] = {}
@@ -73,8 +94,14 @@ class Receiver:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to receive on `loop`."""
         self._loop = loop
+        self._thread = threading.get_ident()
+        self.answers.on_letter = self._report_soon
         loop.add_reader(self._mailbox.fd, self._on_readable)
         self._schedule()
+
+    def _report_soon(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon(self.answers.report)
 
     def hold(self) -> None:
         """Begin no further message; `stop` is to follow."""
@@ -92,11 +119,17 @@ class Receiver:
             await asyncio.wait(tasks)
         await self._streams.stop()
         self._fill(until=None)
+        for message in self.answers.once.leave():
+            self.answers.count(rows.RUNNING, -1)
+            text = f"actor {self.name!r} was stopped while a call with this dedup key was under way"
+            self.answers.dead_letter(message, ActorDied(text, started=True, cause="stopped"))
         while self._backlog:
-            text = f"actor {self.name!r} was stopped before it began the call"
-            self.answers.dead_letter(self._backlog.pop(), ActorDied(text, started=False, cause="stopped"))
-        self._words[self._at + rows.DEPTH] = 0
+            message = self._backlog.pop()
+            if self._leaves(message):
+                text = f"actor {self.name!r} was stopped before it began the call"
+                self.answers.dead_letter(message, ActorDied(text, started=False, cause="stopped"))
         self._mailbox.flush()
+        self.answers.report()
 
     # --- the loop ---
 
@@ -123,16 +156,18 @@ class Receiver:
         until = monotonic_ns() + SLICE_NS
         backlog, ready = self._backlog, self._streams.ready
         if len(backlog) != 1:  # a single one, just read, is run at once; in a queue the urgent overtake
-            self._fill(self._capacity)
+            self._fill(self._most)
         while backlog or ready:
             if backlog:
                 self._run(backlog.pop())
+                if self._room_for:
+                    self._tell_of_room()
             if ready:
                 self._streams.step()
             if self._is_stopping:
                 return
             if not backlog:
-                self._fill(self._capacity)  # sending may have swallowed the socket's edge, so look once more
+                self._fill(self._most)  # sending may have swallowed the socket's edge, so look once more
             if monotonic_ns() > until:
                 self._schedule()
                 return
@@ -147,7 +182,6 @@ class Receiver:
             if parts is None:
                 break
             admit(parts)
-        self._words[self._at + rows.DEPTH] = len(backlog)
 
     def _admit(self, parts: list[bytes]) -> None:
         """Take in one message, however malformed."""
@@ -164,25 +198,46 @@ class Receiver:
         kind = header.kind
         message = Message(route, header, parts[first + 1 :])
         if kind == envelope.CALL or kind == envelope.TELL:
-            self._words[self._at + rows.RECEIVED] += 1
-            if header.hop >= header.ttl:
-                text = f"message has passed {header.hop} hops, its ttl is {header.ttl}"
-                self.answers.rejected(message, Rejected(text))
-            else:
-                self._backlog.push(message, header.priority)
+            if not header.ticket:
+                self._words[self._at + rows.UNGATED] += 1
+                if self._refuses and len(self._backlog) >= self._capacity:
+                    self._gate.add(self._row, rows.LEFT, 1)
+                    text = f"actor {self.name!r} has {self._capacity} messages waiting, and its mailbox refuses more"
+                    self.answers.rejected(message, MailboxFull(text))
+                    return
+            self._backlog.push(message, header.priority)
+            if self._drops and len(self._backlog) > self._capacity:
+                oldest = self._backlog.drop()
+                if self._leaves(oldest):
+                    self.answers.dropped(oldest)
         elif kind == envelope.CREDIT:
             self._credit(route[0], header.correlation_id, header.credit)
         elif kind == envelope.CANCEL:
-            self._cancel(route[0], header.correlation_id)
+            self._cancel(route[0], header.correlation_id, header.deadline)
+        elif kind == envelope.ROOM:
+            self._room_for.append(route)
+            self._tell_of_room()
+        elif kind == envelope.PING:
+            self.answers.send(message, envelope.REPLY, PING_BODY)
         else:
             self.answers.discard(message)
-            text = f"kind: expected 'call', 'tell', 'credit' or 'cancel', got {kind[:64]!r}"
+            text = f"kind: expected 'call', 'tell', 'credit', 'cancel', 'room' or 'ping', got {kind[:64]!r}"
             self.answers.malformed(route, header.id, ProtocolError(text))
 
     def _run(self, message: Message) -> None:
         """Run one message to its end, or to its first await or item."""
         words, at, header = self._words, self._at, message.header
-        words[at + rows.DEPTH] = len(self._backlog)
+        if header.ticket and not self._gate.leave(self._row, header.ticket):
+            pass  # the usual way
+        elif not self._leaves(message):
+            return
+        if header.kind == envelope.CANCEL:  # it was a call until its caller gave it up, which has its answer
+            self.answers.cancelled(message)
+            return
+        if header.hop >= header.ttl:
+            text = f"message has passed {header.hop} hops, its ttl is {header.ttl}"
+            self.answers.rejected(message, Rejected(text))
+            return
         if header.deadline and not header.deadline >= monotonic():  # so that one that is not a number has passed
             text = f"the deadline of {self.name}.{header.name} passed in the mailbox"
             self.answers.expired(message, CallTimeout(text))
@@ -199,7 +254,12 @@ class Receiver:
             words[at + rows.SINCE_NS] = 0
             self.answers.rejected(message, error)
             return
+        if header.dedup and self.answers.is_repeat(message):
+            words[at + rows.SINCE_NS] = 0
+            return
         token = current.set(header)
+        self._current = message
+        self._is_cancelled = False
         try:
             result = handler(*args, **kwargs)
             # Before the answer is sent: whoever gets it may count on what the arguments held being free again.
@@ -208,11 +268,38 @@ class Receiver:
                 self._defer(message, result)
             else:
                 self.answers.returned(message, result)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is None:  # no frame of the handler's
+                self.answers.misused(message, error)
+            else:
+                self.answers.raised(message, error)
         except BaseException as error:
             self.answers.raised(message, error)
         finally:
+            self._current = None
             current.reset(token)
             words[at + rows.SINCE_NS] = 0
+
+    def _leaves(self, message: Message) -> bool:
+        """A message is out of the backlog: say so. False when it is not ours any more, but its sender's."""
+        ticket = message.header.ticket
+        code = self._gate.leave(self._row, ticket) if ticket else rows.NO_SLOT
+        if code == rows.STALE:
+            self.answers.discard(message)
+            return False
+        if code == rows.NO_SLOT:
+            if ticket:  # a ticket that nobody can have been given
+                self._words[self._at + rows.UNGATED] += 1
+            self._gate.add(self._row, rows.LEFT, 1)
+        return True
+
+    def _tell_of_room(self) -> None:
+        """Tell those who wait for room, when half of the mailbox is free."""
+        if self._board.depth(self._row) > self._capacity // 2:
+            return
+        waiting, self._room_for = self._room_for, []
+        for route in waiting:
+            self._mailbox.send([*route, envelope.encode(Envelope(self.answers.next_id(), envelope.ROOM)), b"\xc0"])
 
     def _arguments(self, message: Message) -> tuple[Any, Any]:
         value = frames.read(message.header, message.parts, self._arena)
@@ -244,9 +331,8 @@ class Receiver:
         try:
             result = await coroutine
         except asyncio.CancelledError:
-            self.answers.count(rows.FAILED)
             text = f"actor {self.name!r} cancelled {message.header.name!r}"
-            self.answers.refuse(message, ActorDied(text, started=True, cause="cancelled"))
+            self.answers.interrupted(message, ActorDied(text, started=True, cause="cancelled"))
         except BaseException as error:
             self.answers.raised(message, error)
         else:
@@ -264,21 +350,65 @@ class Receiver:
             if waiting is not None:
                 waiting.header.credit = (waiting.header.credit or STREAM_WINDOW) + count
 
-    def _cancel(self, peer: bytes, call_id: int) -> None:
-        """The caller does not care any more."""
+    def _cancel(self, peer: bytes, call_id: int, kill_at: float) -> None:
+        """The caller does not care any more; what still runs at `kill_at` is to take its process with it, 0.0 never."""
         if self._streams.cancel(peer, call_id):
+            return
+        if self._current is not None and _is_call(self._current, peer, call_id):
+            self._is_cancelled = True
             return
         for task, message in self._tasks.items():
             if _is_call(message, peer, call_id):
                 task.cancel()
+                if kill_at > 0 and self._loop is not None:
+                    self._loop.call_later(max(0.0, kill_at - monotonic()), self._kill_if_stuck, task, message)
                 return
         waiting = self._backlog.find(lambda message: _is_call(message, peer, call_id))
-        if waiting is not None:
-            self._backlog.remove(waiting)
-            if waiting.header.deadline and not waiting.header.deadline >= monotonic():
-                self.answers.expired(waiting, CallTimeout("its deadline passed in the mailbox"))
-            else:
-                self.answers.rejected(waiting, Rejected("cancelled by its caller before it began"))
+        if waiting is not None and not (waiting.header.deadline and waiting.header.deadline < monotonic()):
+            # It stays where it is, for the ledger counts what leaves in the order it came.
+            self.answers.refuse(waiting, Rejected("cancelled by its caller before it began"))
+            waiting.header.kind = envelope.CANCEL
+
+    def _kill_if_stuck(self, task: asyncio.Task[None], message: Message) -> None:
+        if not task.done():
+            self.on_stuck(f"{self.name}.{message.header.name} was cancelled, and did not end in the time it was given")
+
+    def is_cancelled(self, header: Envelope) -> bool:
+        """Whether the caller of the message that is being handled has given it up. Looks into the mailbox for that."""
+        if header.deadline and not header.deadline >= monotonic():
+            return True
+        if self._loop is None or threading.get_ident() != self._thread:
+            return self._is_cancelled
+        stepping = self._streams.stepping
+        if stepping is not None:
+            self._fill(self._most)
+            return stepping.is_cancelled
+        if self._current is not None and self._current.header is header:
+            self._fill(self._most)
+            return self._is_cancelled
+        task = asyncio.current_task(self._loop)
+        return task is not None and task.cancelling() > 0
+
+    def settle(self, ticket: int, sent: int) -> None:
+        """The sender with that ticket is dead: what it had let in and never came is a dead letter."""
+        assert self._loop is not None
+        self._fill(None)
+        self._loop.call_later(SETTLE_S, self._settle, ticket, sent)
+
+    def _settle(self, ticket: int, sent: int) -> None:
+        if self._is_stopping:
+            return
+        self._fill(None)
+        self._schedule()
+        if self._backlog.find(lambda message: message.header.ticket == ticket) is not None:
+            return  # it is being worked on, and the node will ask again
+        code, begun, _, _ = self._gate.void(self._row, ticket, False)
+        if code == rows.OPEN and sent > begun:
+            log.warning("%s: %d messages of a sender that died never came", self.name, sent - begun)
+            self._gate.add(self._row, rows.LEFT, sent - begun)
+            self.answers.count(rows.DEAD_LETTERED, sent - begun)
+        if self._room_for:
+            self._tell_of_room()
 
 
 def _is_call(message: Message, peer: bytes, call_id: int) -> bool:

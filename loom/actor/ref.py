@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from loom.actor.reply import Reply
     from loom.actor.target import Target
 
+DEDUP_MAX_CHARS = 200
+
 
 class Method:
     """One method of a remote actor. Calling it sends a message and returns a Reply."""
@@ -39,13 +41,31 @@ class Method:
         """Send without wanting a reply. The actor's log is where an exception in the handler ends."""
         self._target.tell(self._name, args, kwargs, self._options)
 
-    def options(self, *, timeout_s: float | None = None, priority: int | None = None, dedup: str = "") -> Method:
+    def options(
+        self,
+        *,
+        timeout_s: float | None = None,
+        priority: int | None = None,
+        dedup: str = "",
+        kill_after_s: float | None = None,
+    ) -> Method:
         """The same method, called with a deadline `timeout_s` from the call, or a priority from 0 to 100.
 
-        Raises: UsageError (L1008) for what makes no sense, and for `dedup`, which is not available yet.
+        `dedup`: a key of your choice. A call that is made again with the same key does not run again: it gets the
+        outcome of the first, or joins it while it runs. An incarnation of the actor remembers its last 10,000 outcomes;
+        a new one remembers none, so a call that is repeated over a restart may run once in each.
+        `kill_after_s`: when the deadline has passed and the handler still runs that much later, its process is killed,
+        and restarted as after any crash. Without it, a handler that is stuck stays so.
+        Raises: UsageError (L1008) for what makes no sense.
         """
-        if dedup:
-            raise UsageError("options(dedup=...) is not available yet: leave it out and make the handler idempotent")
+        if not isinstance(dedup, str) or len(dedup) > DEDUP_MAX_CHARS:
+            raise UsageError(
+                f"options(dedup=...): expected a str of up to {DEDUP_MAX_CHARS} characters, got {dedup!r:.60}"
+            )
+        if kill_after_s is not None and not kill_after_s >= 0:
+            raise UsageError(f"options(kill_after_s={kill_after_s!r}): expected seconds >= 0")
+        if kill_after_s is not None and timeout_s is None and self._options.timeout_s is None:
+            raise UsageError("options(kill_after_s=...): it counts from the deadline, so give timeout_s, too")
         if timeout_s is not None and not timeout_s > 0:
             raise UsageError(f"options(timeout_s={timeout_s!r}): expected seconds > 0")
         if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 100):
@@ -56,6 +76,8 @@ class Method:
             Options(
                 self._options.timeout_s if timeout_s is None else timeout_s,
                 self._options.priority if priority is None else priority,
+                dedup or self._options.dedup,
+                self._options.kill_after_s if kill_after_s is None else kill_after_s,
             ),
         )
 

@@ -29,6 +29,7 @@ class Reply:
     """
 
     __slots__ = (
+        "__weakref__",
         "_error",
         "_items",
         "_taken",
@@ -38,6 +39,7 @@ class Reply:
         "deadline",
         "id",
         "is_done",
+        "kill_after_s",
         "wakers",
         "what",
     )
@@ -48,6 +50,7 @@ class Reply:
         self.deadline = deadline
         self.channel: Channel | None = None
         self.is_done = False
+        self.kill_after_s: float | None = None
         self.wakers: set[int] = set()
         self.callbacks: list[Callable[[Reply], None]] = []
         self._value: Any = None
@@ -79,6 +82,20 @@ class Reply:
                 raise CallTimeout(f"no reply from {self.what} within {timeout_s} s; the call may still be running")
         return self._outcome() if self._items is None else list(self._consume(until))
 
+    def next(self, timeout_s: float | None = None) -> Any:
+        """Wait for the next item of a stream, and take it.
+
+        Raises: StopIteration at its end; CallTimeout (L2002), and it may be called again; what the stream failed with.
+        """
+        until = None if timeout_s is None else monotonic() + timeout_s
+        while not self._items:
+            if self.is_done:
+                self._end()
+                raise StopIteration
+            if not self._pump(until):
+                raise CallTimeout(f"no further item from {self.what} within {timeout_s} s")
+        return self._take()
+
     def __await__(self) -> Generator[Any, None, Any]:
         while not self.is_done and self._items is None:
             yield from self._news().__await__()
@@ -100,10 +117,16 @@ class Reply:
             self.cancel()
         self._end()
 
-    def cancel(self) -> None:
-        """Stop caring: a stream is told to stop, a late reply will be discarded. Does nothing once it is done."""
+    def cancel(self, *, kill_after_s: float | None = None) -> None:
+        """Stop caring: the call is not begun any more, or told to end. Does nothing once it is done.
+
+        An `async` handler gets CancelledError at its next await, a stream's generator is closed, any other handler can
+        see `self.ctx.cancelled`. This Reply ends as CallTimeout at once, and a late answer is discarded; but with
+        `kill_after_s` it stays, and ends with what the handler makes of it; and if that takes longer than these
+        seconds, the actor's process is killed, the Reply ends as ActorDied saying so, and the supervisor restarts it.
+        """
         if not self.is_done and self.channel is not None:
-            self.channel.cancel(self)
+            self.channel.cancel(self, kill_after_s)
 
     def add_done_callback(self, callback: Callable[[Reply], None]) -> None:
         """Call `callback(self)` when the outcome is here: at once if it is, else on the thread that reads it."""

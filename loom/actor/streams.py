@@ -17,24 +17,26 @@ from loom.actor import board as rows
 from loom.actor.answers import Answers, Message
 from loom.actor.context import current
 from loom.actor.reply import STREAM_WINDOW
-from loom.errors import ActorDied, LoomError, ProtocolError, Rejected
+from loom.clock import monotonic
+from loom.errors import ActorDied, CallTimeout, LoomError, ProtocolError, Rejected
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures
 
 PROBE_S = 10.0
-"""How often the consumers of idle streams are looked at."""
+"""How often the consumers of streams are looked at: of those that rest, and of those that wait for their next item."""
 
 
 class Stream:
     """One generator under way. `credit`: items its consumer still has room for."""
 
-    __slots__ = ("credit", "generator", "is_stepping", "message", "task")
+    __slots__ = ("credit", "generator", "is_cancelled", "is_stepping", "message", "task")
 
     def __init__(self, message: Message, generator: Generator[Any, Any, Any] | AsyncGenerator[Any, Any]) -> None:
         self.message = message
         self.generator = generator
         self.credit = message.header.credit or STREAM_WINDOW
         self.is_stepping = False
+        self.is_cancelled = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -47,6 +49,8 @@ class Streams:
     def __init__(self, name: str, answers: Answers, wake: Callable[[], None]) -> None:
         self.ready: deque[Stream] = deque()
         """Sync generators that may give an item now."""
+        self.stepping: Stream | None = None
+        """The one that is giving an item."""
         self._name = name
         self._answers = answers
         self._wake = wake
@@ -55,6 +59,9 @@ class Streams:
 
     def begin(self, message: Message, generator: Any) -> None:
         """A handler returned a generator: send its items."""
+        if message.header.dedup:
+            self._answers.raised(message, Rejected("a stream cannot be given a dedup key: leave it out"))
+            return
         if message.header.kind != envelope.CALL:
             self._answers.raised(message, Rejected("a stream has nowhere to go: call it, do not tell it"))
             return
@@ -80,7 +87,9 @@ class Streams:
     def cancel(self, peer: bytes, call_id: int) -> bool:
         """The consumer wants no more; False when it has no such stream."""
         stream = self._by_call.get((peer, call_id))
-        if stream is not None:
+        if stream is not None and stream is self.stepping:  # it cannot be closed while it runs
+            stream.is_cancelled = True
+        elif stream is not None:
             self._answers.count(rows.FAILED)
             self._close(stream)
         return stream is not None
@@ -91,8 +100,11 @@ class Streams:
         if stream.credit <= 0:
             stream.is_stepping = False
             return
+        if self._is_late(stream):
+            return
         token = current.set(stream.message.header)
         self._answers.busy(monotonic_ns())
+        self.stepping = stream
         try:
             item = next(stream.generator)  # type: ignore[arg-type]
         except StopIteration:
@@ -101,9 +113,13 @@ class Streams:
             self._end(stream, error)
         else:
             stream.is_stepping = False
-            if self._send(stream, item):
+            if stream.is_cancelled:
+                self._answers.count(rows.FAILED)
+                self._close(stream)
+            elif self._send(stream, item):
                 self._resume(stream)
         finally:
+            self.stepping = None
             current.reset(token)
             self._answers.busy(0)
 
@@ -136,7 +152,7 @@ class Streams:
         """Items of an async generator, until its credit is used up."""
         current.set(stream.message.header)
         try:
-            while stream.credit > 0:
+            while stream.credit > 0 and not self._is_late(stream):
                 item = await anext(stream.generator)  # type: ignore[arg-type]
                 if not self._send(stream, item):
                     return
@@ -150,6 +166,19 @@ class Streams:
             stream.is_stepping = False
             stream.task = None
             self._wake()
+
+    def _is_late(self, stream: Stream) -> bool:
+        """Whether the deadline of a stream has passed; then it has ended with that."""
+        header = stream.message.header
+        if not header.deadline or header.deadline >= monotonic():
+            return False
+        if self._by_call.get((stream.message.route[0], header.id)) is stream:
+            self._answers.count(rows.FAILED)
+            text = f"the deadline of {self._name}.{header.name} passed between two items of its stream"
+            self._answers.refuse(stream.message, CallTimeout(text))
+            stream.task = None  # which is the one that looks
+            self._close(stream)
+        return True
 
     def _send(self, stream: Stream, item: Any) -> bool:
         """Send one item; False when the stream has ended over it."""
@@ -212,7 +241,7 @@ class Streams:
         """End the streams whose consumer is gone without a word."""
         self._probe = None
         for stream in list(self._by_call.values()):
-            if stream.credit <= 0 and not self._answers.probe(stream.message):
+            if not self._answers.probe(stream.message):
                 self._answers.count(rows.FAILED)
                 self._close(stream)
         if self._by_call:

@@ -45,6 +45,14 @@ class Verbs:
         """A reference to an actor of this node. Raises: ActorNotFound (L1003), naming the nearest name."""
         return self.reference(str(self.links.ask_node("lookup", name).result()))
 
+    def link(self, name: str, incarnation: int, other: str, trap: bool) -> None:
+        """Link an incarnation of an actor to another actor. See Context.link."""
+        self.links.ask_node("link", name, incarnation, other, trap).result()
+
+    def unlink(self, name: str, other: str) -> None:
+        """Undo a link."""
+        self.links.ask_node("unlink", name, other).result()
+
     def stop_child(self, name: str) -> None:
         """Stop a child for good, in its shutdown time; returns when it is gone. Raises: ActorNotFound (L1003)."""
         self.links.ask_node("stop_child", name).result()

@@ -53,9 +53,8 @@ def full(name: str, asked_bytes: int, waited_s: float, code: int, stats: ArenaSt
         f"{human(stats.free_bytes)} free in /dev/shm"
     )
     if policy.spill:
-        numbers += (
-            f", {human(stats.spill_reserved_bytes)} spilled, {human(stats.spill_free_bytes)} free in {policy.spill}"
-        )
+        numbers += f", {human(stats.spill_reserved_bytes)} in files in {policy.spill}"
+        numbers += f", {human(stats.spill_free_bytes)} free on that disk"
     if code == _native.TOKENS:
         remedy = (
             f"one process has at most {_native.TOKEN_LIMIT} references in flight: wait for replies before sending more"
@@ -63,9 +62,7 @@ def full(name: str, asked_bytes: int, waited_s: float, code: int, stats: ArenaSt
     elif code == _native.SLOTS:
         remedy = f"all {_native.SEGMENTS} segments are taken: lease fewer, larger blocks"
     elif policy.spill:
-        remedy = (
-            "that disk is full too: free space there, name another folder (`arena_spill` under [node]), or drop arrays"
-        )
+        remedy = "that disk is full too: free space there, or name another folder (`arena_spill` under [node])"
     elif asked_bytes > stats.budget_bytes:
         remedy = "it can never fit: raise the node's arena size (`arena` under [node])"
     elif stats.free_bytes < asked_bytes and stats.reserved_bytes + asked_bytes <= stats.budget_bytes:

@@ -48,7 +48,7 @@ class ChildVerbs:
                 self._check_absent(above, member.name)
         self._check_absent(above, plan.name)
         made = self._site.make(plan, above)
-        await self._start(above, made)
+        await self._site.surely(self._start(above, made))
         return {"name": plan.name, **_outcome(made[0])}
 
     async def start_from_template(
@@ -68,21 +68,21 @@ class ChildVerbs:
         check_name("start_child", "name", name)
         self._check_absent(above, name)
         made = self._site.make(msgspec.structs.replace(template, name=name, further=further), above)
-        await self._start(above, made)
+        await self._site.surely(self._start(above, made))
         return {"name": name, **_outcome(made[0])}
 
     async def terminate_child(self, supervisor: str, name: str) -> None:
         """Stop a child, or a whole group, in its shutdown time; the row stays, unless the child is temporary."""
         above = self._supervisor(supervisor)
         for child in reversed(self._members(above, name)):
-            await above.stop_child(child)
+            await self._site.surely(above.stop_child(child))
 
     async def restart_child(self, supervisor: str, name: str) -> dict[str, Any]:
         """Start a child that is stopped: as start_child."""
         above = self._supervisor(supervisor)
         children = self._members(above, name)
         for child in children:
-            _check_started(child, await above.restart_child(child))
+            _check_started(child, await self._site.surely(above.restart_child(child)))
         return {"name": name, **_outcome(children[0])}
 
     async def delete_child(self, supervisor: str, name: str) -> None:
@@ -183,7 +183,7 @@ def _template(above: Supervisor) -> ActorPlan:
 
 def _check_started(child: Child, death: Death | None) -> None:
     """Raises: StartFailed (L3001) with the remote traceback when its start came to nothing."""
-    if death is not None:
+    if death is not None and child.state != "running":  # else a sibling's death had it restarted meanwhile
         trace = f"\n--- remote traceback ---\n{death.traceback.rstrip()}" if death.traceback else ""
         raise StartFailed(f"child {child.name!r}: {death.text}{trace}")
 

@@ -22,8 +22,11 @@ from loom import arena as arenas
 from loom.actor import links as all_links
 from loom.actor.address import Address
 from loom.actor.board import Board
+from loom.actor.dead_letter import DeadLetter
 from loom.actor.links import Links
+from loom.actor.monitor import Monitor
 from loom.actor.ref import ActorRef
+from loom.actor.reply import Reply
 from loom.actor.verbs import Verbs, search_path
 from loom.arena import Arena
 from loom.arena.policy import Full
@@ -125,6 +128,14 @@ class Client:
         """
         return SupervisorRef(self._links, name)
 
+    def monitor(self, actor: ActorRef | SupervisorRef | str) -> Monitor:
+        """Monitor an actor, a group or a supervisor: a context manager that yields a loom.Down for each death.
+
+        Whichever incarnation dies. One that is dead, or unknown, is told of at once; the iteration ends when nobody
+        bears the name any more. Raises: NodeDown (L2008).
+        """
+        return Monitor(self._links, actor if isinstance(actor, str) else actor.name)
+
     def stats(self) -> NodeStats:
         """Figures of the node, its actors and its arena, as a frozen struct."""
         return msgspec.convert(self._links.ask_node("stats").result(), NodeStats)
@@ -132,6 +143,15 @@ class Client:
     def arena(self) -> ArenaReport:
         """Who has what of the node's shared memory. It walks every block: for people, not for every message."""
         return msgspec.convert(self._links.ask_node("arena").result(), ArenaReport)
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The last messages that were not run to their end, oldest first; the node keeps 1000."""
+        found = self._links.ask_node("dead_letters", limit).result()
+        return msgspec.convert(found["letters"], list[DeadLetter])
+
+    def ping(self, actor: ActorRef | str) -> Reply:
+        """Ask an actor for a sign of life; the Reply becomes None. Overtakes a full mailbox, not a running handler."""
+        return self._links.target(actor if isinstance(actor, str) else actor.name).ping()
 
     def tree(self) -> Tree:
         """The supervisors and actors; `str()` draws it."""

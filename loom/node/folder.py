@@ -140,9 +140,9 @@ def find(name_or_endpoint: str) -> tuple[Path, Facts]:
 
 
 def _lives(facts: Facts) -> bool:
-    from loom.actor.address import start_time_of
+    from loom.actor.address import is_alive
 
-    return facts.boot_id == boot_id() and start_time_of(facts.pid) == facts.start_time
+    return facts.boot_id == boot_id() and is_alive(facts.pid, facts.start_time)
 
 
 def running() -> Iterator[Facts]:

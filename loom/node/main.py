@@ -35,7 +35,7 @@ from loom.telemetry import log
 
 if TYPE_CHECKING:
     from loom.arena import Arena, Participant
-    from loom.supervise.orphans import Orphans
+    from loom.node.site import Site
 
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NAME = 36, 15
 
@@ -124,7 +124,8 @@ class NodeProcess:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # `loom-node up` blocks them
             clear_remains(boot.arena_policy.spill)
             folder = self._folder = Folder.take(boot.name)
-            _check_room(boot.arena_bytes)
+            if not boot.arena_policy.spill:
+                _check_room(boot.arena_bytes)
             if boot.is_state_shared:
                 self._state_lock = statefolder.lock(boot.state)
             launcher = Launcher(folder.path, arena_name, boot.cookie)
@@ -190,6 +191,7 @@ class NodeProcess:
         from loom.actor.snapshot import Keeping
         from loom.arena import Arena
         from loom.node.children import ChildVerbs
+        from loom.node.monitors import MonitorVerbs
         from loom.node.site import Service, Site
 
         boot = self.boot
@@ -210,13 +212,13 @@ class NodeProcess:
         root = self._root = site.build(boot.root, self._root_ended)
         verbs = {
             name: getattr(service, name)
-            for service in (Service(site, boot.name, root, self.stop), ChildVerbs(site))
+            for service in (Service(site, boot.name, root, self.stop), ChildVerbs(site), MonitorVerbs(site.monitors))
             for name in dir(service)
             if not name.startswith("_") and name not in HOOKS
         }
         receiver = Receiver("node", verbs, mailbox, links, 0, is_node=True)
         receiver.start(loop)
-        sweeping = loop.create_task(self._rounds(arena, site.orphans))
+        sweeping = loop.create_task(self._rounds(arena, site))
         starting = loop.create_task(root.start())
         ending = loop.create_task(self._ended.wait())
         await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -290,20 +292,21 @@ class NodeProcess:
         self._remove_files()
         os._exit(1)
 
-    async def _rounds(self, arena: Arena, left: Orphans) -> None:
-        """Once a second: end and reap orphans, and take back what dead processes held of the arena.
+    async def _rounds(self, arena: Arena, site: Site) -> None:
+        """Once a second: end and reap orphans, and take back what dead processes held of the arena and of mailboxes.
 
         What a dead sender had in flight may still be picked up until it has been seen dead twice.
         """
         seen: set[Participant] = set()  # not their indexes, which others may have by now
         while True:
             await asyncio.sleep(ROUNDS_S)
-            left.sweep()
+            site.orphans.sweep()
             dead = {one for one in arena.participants() if not one.alive and one.index != arena.participant}
             for one in dead:
                 arena.reap(one.index, revoke=one in seen)
             seen = dead
             arena.sweep()
+            site.settle()
 
     def _actors(self) -> list[Any]:
         from loom.supervise.child import ActorChild

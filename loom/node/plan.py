@@ -16,6 +16,7 @@ from loom.supervise.spec import (
     BackoffSpec,
     ChildSpec,
     LimitsSpec,
+    MailboxSpec,
     Restart,
     Shutdown,
     Strategy,
@@ -36,7 +37,7 @@ class ActorPlan(msgspec.Struct, frozen=True, tag="actor"):
     path: tuple[str, ...]
     restart: Restart = "permanent"
     shutdown_s: Shutdown = 5.0
-    capacity: int = 1000
+    mailbox: MailboxSpec = MailboxSpec()
     watchdog_s: float | None = None
     start_s: float | None = None
     significant: bool = False
@@ -115,7 +116,7 @@ def child_plan(child: ChildSpec, path: Sequence[str]) -> Plan:
             tuple(path),
             child.restart,
             child.shutdown_s,
-            child.mailbox.capacity,
+            child.mailbox,
             child.watchdog_s,
             child.start_s,
             child.significant,

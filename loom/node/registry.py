@@ -104,6 +104,10 @@ class Registry:
             raise gone(dead)
         raise self._not_found(name)
 
+    def bears(self, child: Child) -> bool:
+        """Whether the child bears its name now."""
+        return self._children.get(child.name) is child
+
     def remembered(self, name: str) -> Child | None:
         """The child that bears the name, or was the last to do so."""
         return self._children.get(name) or self._dead.get(name)

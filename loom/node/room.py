@@ -3,6 +3,9 @@
 arena_full = "wait"      # until the message's deadline; for arena_wait_s when it has none: then ArenaFull
 arena_full = "raise"     # ArenaFull at once
 arena_full = "spill"     # to files below the folder arena_spill, for as long as somebody holds the bytes
+
+Whoever waits does nothing else meanwhile: a thread that runs an event loop holds up all that runs on it. A program for
+which that is wrong chooses "raise", or gives its calls short deadlines.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,12 +19,15 @@ from loom.actor import board as rows
 from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.child import Order
+from loom.actor.dead_letter import DeadLetter
 from loom.actor.death import Death
 from loom.actor.snapshot import Keeping
 from loom.arena import Arena
 from loom.clock import monotonic
 from loom.errors import StartFailed, UsageError
+from loom.node.dead_letters import DeadLetters
 from loom.node.holdings import Tally
+from loom.node.monitors import Monitors
 from loom.node.plan import ActorPlan, Plan, SupervisorPlan
 from loom.node.registry import Registry, gone
 from loom.supervise import stack
@@ -34,6 +37,8 @@ from loom.supervise.limits import Limiter
 from loom.supervise.orphans import Orphans
 from loom.supervise.spec import RESERVED_NAMES, check_name
 from loom.supervise.supervisor import Supervisor
+
+_T = TypeVar("_T")
 
 
 class Site:
@@ -58,21 +63,36 @@ class Site:
         self.keeping = keeping
         self.registry = Registry()
         self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
+        self.monitors = Monitors(self.registry)
         self.orphans = Orphans(cookie, lambda: launcher.pid)
+        self.dead_letters = DeadLetters()
+        self._unsettled: dict[str, dict[int, tuple[int, int]]] = {}
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def take_row(self) -> int:
         """A free row of the status board. Raises: StartFailed (L3001) when there is none left."""
         if not self._free_rows:
             raise StartFailed(f"a node has room for {rows.ROWS - 1} actors: stop some, or start another node")
         row = self._free_rows.pop()
-        self.board.clear(row)
+        try:
+            self.board.reserve(row)
+        except StartFailed:
+            self._free_rows.append(row)
+            raise
         return row
 
     def free_row(self, row: int) -> None:
         """Take a row back; it is used again as late as possible."""
         self.board.words[row * rows.WORDS + rows.STATE] = rows.FREE
         self._free_rows.insert(0, row)
+
+    async def surely(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """Do what was asked for to its end, even if whoever asked, and waits, gives up: no child is left half-way."""
+        task = asyncio.get_running_loop().create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     def build(self, plan: SupervisorPlan, on_exit: Callable[[Supervisor, Death], None]) -> Supervisor:
         """The supervisor that a plan describes, with all its children, none of them started.
@@ -130,13 +150,16 @@ class Site:
             target=plan.target,
             further=plan.further,
             path=list(plan.path),
-            capacity=plan.capacity,
+            capacity=plan.mailbox.capacity,
+            policy=plan.mailbox.policy,
             watchdog_s=plan.watchdog_s,
             start_s=plan.start_s,
             limits=plan.limits,
             keeping=msgspec.structs.replace(self.keeping, cadence=plan.snapshot, is_fresh=plan.is_fresh),
         )
-        child = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended)
+        child = ActorChild(
+            self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended, plan.mailbox.on_death
+        )
         child.significant = plan.significant
         try:
             self.registry.add(child)
@@ -144,6 +167,21 @@ class Site:
             self.free_row(child.board_row)
             raise
         return child
+
+    def bury(self, one: DeadLetter) -> None:
+        """Keep a dead letter; one that no actor has counted is counted as its actor's."""
+        self.dead_letters.add(one)
+        child = None if one.is_counted else self.registry.remembered(one.actor)
+        if isinstance(child, ActorChild) and child.has_row:
+            self.board.words[child.board_row * rows.WORDS + rows.UNDELIVERED] += 1
+
+    def settle(self) -> None:
+        """One round of looking for what dead senders let in and never sent."""
+        self._unsettled = {
+            child.name: found
+            for child in self.registry
+            if isinstance(child, ActorChild) and (found := child.settle(self._unsettled.get(child.name, {})))
+        }
 
     def forget(self, child: Child) -> None:
         """A child that will not start again: free its name and row, and those of everything below it."""
@@ -153,23 +191,28 @@ class Site:
         elif isinstance(child, ActorChild):
             child.forget()
         self.registry.remove(child)
+        self.monitors.forgotten(child.name)
 
     def revive(self, child: Child) -> None:
         """A child that was forgotten may start again. Raises: NameTaken (L1002), StartFailed (L3001)."""
         self.registry.add_again(child)
         try:
             if isinstance(child, Supervisor):
+                child.children = []
                 for below in child.planned:
                     self.revive(below)
-                child.children = list(child.planned)
+                    child.children.append(below)
             elif isinstance(child, ActorChild):
                 child.revive()
         except BaseException:
+            for below in child.children if isinstance(child, Supervisor) else ():
+                self.forget(below)
             self.registry.remove(child)
             raise
 
     def mourn(self, child: Child, death: Death) -> None:
         """A child has died, or could not start: tell those who want to know."""
+        self.monitors.died(child, death)
 
 
 class Service:
@@ -192,8 +235,8 @@ class Service:
             raise gone(child)
         return msgspec.structs.asdict(address)
 
-    async def obituary(self, name: str, incarnation: int) -> dict[str, Any]:
-        """How that incarnation died: {cause, last_id}."""
+    async def obituary(self, name: str, incarnation: int, ticket: int = 0) -> dict[str, Any]:
+        """How that incarnation died: {cause, last_id, begun}; `begun`: how many messages with that ticket had begun."""
         child = self._site.registry.remembered(name)
         found = await child.obituary(incarnation) if isinstance(child, ActorChild) else None
         if found is None:
@@ -203,7 +246,23 @@ class Service:
             cause = f"{cause}\n--- remote traceback ---\n{found.death.traceback.rstrip()}"
         if found.death.stack:
             cause = f"{cause}\n--- stack ---\n{found.death.stack.rstrip()}"
-        return {"cause": cause, "last_id": found.last_id}
+        return {"cause": cause, "last_id": found.last_id, "begun": found.begun.get(ticket, -1)}
+
+    def kill_call(self, name: str, incarnation: int, call_id: int, after_s: float) -> None:
+        """Kill that incarnation in `after_s` seconds, if it is then still running that message."""
+        child = self._site.registry.actor(name)
+        why = f"a call that its caller had cancelled did not end within {after_s:g} s"
+        asyncio.get_running_loop().call_later(max(0.0, after_s), child.kill_call, incarnation, call_id, why)
+
+    def bury(self, letters: list[tuple[Any, ...]]) -> None:
+        """Keep these dead letters; those that no actor has counted are counted here."""
+        for values in letters:
+            self._site.bury(DeadLetter(*values))
+
+    def dead_letters(self, limit: int = 100) -> dict[str, Any]:
+        """The last dead letters, oldest first, and how many there have been: {total, letters}."""
+        kept = self._site.dead_letters
+        return {"total": kept.total, "letters": [msgspec.to_builtins(one) for one in kept.last(limit)]}
 
     def lookup(self, name: str) -> str:
         """The name of the actor that `name` means now: itself, or the next member of its group."""
@@ -232,7 +291,7 @@ class Service:
                 raise UsageError(f"{member!r} is the node's first supervisor: shutdown ends it, and the node with it")
             for supervisor in self._supervisors(self._root):
                 if child in supervisor.children:
-                    await supervisor.remove_child(child)
+                    await self._site.surely(supervisor.remove_child(child))
                     break
 
     def _supervisors(self, top: Supervisor) -> list[Supervisor]:
@@ -267,6 +326,7 @@ class Service:
             "actors": actors,
             "arena": msgspec.to_builtins(self._site.arena.stats()),
             "restarts": restarts,
+            **self._site.monitors.count(),
             "restart_count": sum(one.restart_count for one in self._supervisors(self._root)),
         }
 

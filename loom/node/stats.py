@@ -14,7 +14,7 @@ class ActorStats(msgspec.Struct, frozen=True):
     """One actor. `since_s`: how long the present message has been running, 0.0 when idle; `depth`: messages waiting;
     `slow`: messages that the watchdog found slow; `memory_warnings`: times that it exceeded `memory_soft_bytes`.
 
-    received = processed + failed + rejected + expired + dead_lettered + depth + running whenever the actor is at rest.
+    The sum that the counters make, and what each means: loom.actor.board.Row.
     """
 
     name: str
@@ -32,7 +32,18 @@ class ActorStats(msgspec.Struct, frozen=True):
     running: int
     slow: int = 0
     memory_warnings: int = 0
+    cancelled: int = 0
+    dropped: int = 0
+    moved: int = 0
+    handed_on: int = 0
+    refused: int = 0
     last_death: str = ""
+
+    @property
+    def unaccounted(self) -> int:
+        """Messages accepted that neither wait nor run and are in no counter: 0 whenever the actor is at rest."""
+        ended = self.processed + self.failed + self.rejected + self.expired + self.cancelled + self.dropped
+        return self.received - ended - self.moved - self.handed_on - self.dead_lettered - self.depth - self.running
 
     @property
     def pss_bytes(self) -> int:
@@ -51,6 +62,8 @@ class NodeStats(msgspec.Struct, frozen=True):
     arena: ArenaStats
     restarts: tuple[Restarted, ...]
     restart_count: int
+    monitors: int = 0
+    links: int = 0
 
 
 class Tree(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -26,11 +26,14 @@ from loom.supervise.launcher import Launcher
 from loom.supervise.limits import Limiter
 from loom.supervise.orphans import Orphans
 from loom.supervise.policy import ChildState, State
-from loom.supervise.process import Process
+from loom.supervise.process import Process, executed
 from loom.supervise.spec import Restart, Shutdown
 
 _mailboxes = itertools.count(1)
 """Numbers the mailboxes of this node: no endpoint is used twice, or a late message would find somebody else there."""
+
+DROP_SLACK = 10_000
+"""Messages past its capacity that a mailbox takes whose oldest go, while its actor is too busy to let them go."""
 
 REMEMBERED = 16
 """Deaths that are remembered for each child, for callers that ask how it died."""
@@ -66,6 +69,8 @@ class Remembered(msgspec.Struct, frozen=True):
 
     death: Death
     last_id: int
+    begun: dict[int, int] = {}
+    """Ticket of the ledger -> how many of its messages had begun."""
 
 
 class Child:
@@ -129,17 +134,21 @@ class ActorChild(Child):
         restart: Restart,
         shutdown_s: Shutdown,
         on_exit: Callable[[ActorChild, Death], None],
+        on_death: str = "dead_letter",
     ) -> None:
         self.name = name
         self.restart = restart
         self.address: Address | None = None
         self.restarts: deque[Restarted] = deque(maxlen=REMEMBERED)
         self.board_row = site.take_row()
+        self.has_row = True
         self._site = site
         self._order = order
         self._shutdown_s = shutdown_s
         self._on_exit = on_exit
+        self._on_death = on_death
         self._process: Process | None = None
+        self._terminating: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._launched = asyncio.Event()
         self._launched.set()
@@ -152,11 +161,13 @@ class ActorChild(Child):
         self.incarnation += 1
         mine = self.incarnation
         self.set_state("starting")
+        number = next(_mailboxes)
         order = msgspec.structs.replace(
             self._order,
             incarnation=mine,
-            endpoint=f"ipc://{site.folder}/{self.board_row}.{next(_mailboxes)}",
+            endpoint=f"ipc://{site.folder}/{self.board_row}.{number}",
             row=self.board_row,
+            term=number,
             node=site.address,
             arena=site.arena.name,
             cookie=site.cookie,
@@ -187,8 +198,19 @@ class ActorChild(Child):
             words, at = site.board.words, self.board_row * rows.WORDS
             words[at + rows.PID], words[at + rows.START] = process.pid, process.start_time
             words[at + rows.INCARNATION] = mine
+            words[at + rows.BOUND] = bound(order.capacity, order.policy)
+            site.board.gate.seal(self.board_row, number)
             self.address = Address(
-                self.name, order.endpoint, process.pid, process.start_time, mine, self.board_row, process.participant
+                self.name,
+                order.endpoint,
+                process.pid,
+                process.start_time,
+                mine,
+                self.board_row,
+                process.participant,
+                number,
+                order.policy,
+                self._on_death,
             )
             watchdog.guard(process, words)
             site.limiter.guard(process, words)
@@ -228,8 +250,12 @@ class ActorChild(Child):
         self._died_at = monotonic()
         words[at + rows.STATE] = rows.DOWN
         words[at + rows.PID] = 0
-        self._deaths[process.order.incarnation] = Remembered(death, words[at + rows.LAST_ID])
+        site.board.gate.seal(self.board_row, 0)  # from here on nobody is let in: what is there is all there is
         words[at + rows.DEAD_LETTERED] += _unended(words[at : at + rows.WORDS])
+        words[at + rows.LEFT] = rows.accepted(words[at : at + rows.WORDS])
+        begun = site.board.begun(self.board_row)
+        site.board.gate.reset(self.board_row)
+        self._deaths[process.order.incarnation] = Remembered(death, words[at + rows.LAST_ID], begun)
         for word in rows.OF_ONE_INCARNATION:
             words[at + word] = 0
         while len(self._deaths) > REMEMBERED:
@@ -252,19 +278,38 @@ class ActorChild(Child):
         await self._launched.wait()
         process = self._process
         if process is not None and not process.died.done():
-            limit = self._shutdown_s
-            if limit == "brutal_kill" or not process.started.done():
-                process.kill()
-            else:
-                process.stop(reason)
-                done, _ = await asyncio.wait([process.died], timeout=None if limit == "infinity" else float(limit))
-                if not done:
-                    process.kill()
-            await asyncio.wait([process.died])
+            await self._terminate(process, reason)
         self.set_state("stopped")
 
+    async def _terminate(self, process: Process, reason: str) -> None:
+        limit = self._shutdown_s
+        if limit == "brutal_kill" or not process.started.done():
+            process.kill()
+        else:
+            process.stop(reason)
+            done, _ = await asyncio.wait([process.died], timeout=None if limit == "infinity" else float(limit))
+            if not done:
+                process.kill()
+        await asyncio.wait([process.died])
+
+    def exit_signal(self, news: dict[str, Any], death: Death, trap: bool = False) -> None:
+        """A linked actor has ended, as `news` tells: so does this one, unless it traps that or the end was normal."""
+        process = self._process
+        if process is None or process.died.done() or process.is_stopping:
+            return
+        if trap or process.traps:
+            process.tell_surely({"exit_signal": news})
+        elif death.kind == "shutdown":
+            self._terminating = asyncio.get_running_loop().create_task(self._terminate(process, "shutdown"))
+        elif death.kind != "normal":
+            text = f"killed by its link to {news['name']!r}: {death.text}"
+            process.condemn(msgspec.structs.replace(death, kind="abnormal", text=text))
+
     def forget(self) -> None:
-        """It will not start again: give its row back."""
+        """It will not start again: tell those who wait for it, and give its row back."""
+        if self.state in ("starting", "restarting"):
+            self.set_state("stopped")
+        self.has_row = False
         self._site.free_row(self.board_row)
         self._announce()
 
@@ -286,6 +331,27 @@ class ActorChild(Child):
             await self._changed.wait()
         return self._deaths.get(incarnation)
 
+    def kill_call(self, incarnation: int, call_id: int, why: str) -> None:
+        """Kill that incarnation if it is still running that message."""
+        words, at = self._site.board.words, self.board_row * rows.WORDS
+        running = words[at + rows.SINCE_NS] and words[at + rows.LAST_ID] == call_id
+        if running and self.incarnation == incarnation and self._process is not None:
+            self._process.condemn(executed(why))
+
+    def settle(self, seen: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+        """Have the actor account for what dead senders let in and never sent.
+
+        `seen` and what is returned: ticket -> (begun, sent) of those. Only what has not moved since the last look is
+        settled: the rest is still being worked on.
+        """
+        found: dict[int, tuple[int, int]] = {}
+        if self.address is not None and self._process is not None and self._site.board.depth(self.board_row):
+            found = self._site.board.orphans(self.board_row)
+            for ticket, counts in found.items():
+                if seen.get(ticket) == counts:
+                    self._process.settle(ticket, counts[1])
+        return found
+
     def reading(self) -> rows.Row:
         """Its row of the status board."""
         return self._site.board.row(self.board_row, monotonic_ns())
@@ -304,6 +370,10 @@ class ActorChild(Child):
 
 
 def _unended(row: memoryview) -> int:
-    """How many messages of a dead incarnation ended in no counter: those waiting, under way, or just taken in."""
-    ended = sum(row[word] for word in (rows.PROCESSED, rows.FAILED, rows.REJECTED, rows.EXPIRED, rows.DEAD_LETTERED))
-    return max(0, row[rows.RECEIVED] - ended)
+    """How many messages of a dead incarnation ended in no counter: wherever they wait, under way, or just taken in."""
+    return max(0, rows.accepted(row) - sum(row[word] for word in rows.ENDS))
+
+
+def bound(capacity: int, policy: str) -> int:
+    """How many messages the gate lets wait: where the oldest go, some more, which a busy actor cannot yet let go."""
+    return capacity + DROP_SLACK if policy == "drop_oldest" else capacity

@@ -54,7 +54,6 @@ class Launcher:
 
     async def launch(self, order: Order) -> Process:
         """Have the zygote fork one incarnation. Raises: StartFailed (L3001) when no process can be had."""
-        requests = await self._ready()
         memfd = _memfd(order)
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -63,11 +62,16 @@ class Launcher:
             raise StartFailed(f"no descriptor left for actor {order.name!r}: {error.strerror}") from None
         try:
             while True:
+                requests = await self._ready()
                 try:
                     socket.send_fds(requests, [b"spawn"], [theirs.fileno(), memfd])
                     break
                 except BlockingIOError:  # a long queue of requests
                     await asyncio.sleep(0.001)
+                except (BrokenPipeError, ConnectionResetError):  # it dies right now: the next one will do it
+                    if self._requests is requests and self._child is not None:
+                        self._child.kill()
+                        self._child.wait()
         except BaseException as error:
             ours.close()
             if isinstance(error, OSError):

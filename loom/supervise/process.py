@@ -23,6 +23,9 @@ from loom.actor.procfs import stat_of
 
 __all__ = ["Death", "Process"]
 
+RETRY_S = 0.02
+"""How soon something is said again to a process that did not read."""
+
 held: set[int] = set()
 """The pids of the processes that this node holds a pidfd of, and reaps through it."""
 
@@ -32,7 +35,7 @@ class Process:
 
     Three futures tell its story: `hello` (it has a mailbox), `started` (its actor is made) and `died`, which always
     comes. `hello` and `started` are False when it died before. `ignored` says why it did not want to start, None when
-    it did want to.
+    it did want to. `traps`: it is told how its linked actors end, and does not end with them.
     """
 
     def __init__(self, order: Order, control: socket.socket) -> None:
@@ -41,6 +44,7 @@ class Process:
         self.start_time = 0
         self.participant = -1
         self.ignored: str | None = None
+        self.traps = False
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[bool] = loop.create_future()
         self.started: asyncio.Future[bool] = loop.create_future()
@@ -66,10 +70,21 @@ class Process:
 
     def tell(self, message: dict[str, Any]) -> None:
         """Tell it something; one that is dying, or does not read, misses it."""
+        self._send(message)
+
+    def tell_surely(self, message: dict[str, Any]) -> None:
+        """Tell it something as soon as it reads; only its death, or its end, makes it miss that."""
+        if not self._send(message) and not self.died.done():
+            self._loop.call_later(RETRY_S, self.tell_surely, message)
+
+    def _send(self, message: dict[str, Any]) -> bool:
         try:
             self._control.send(msgspec.msgpack.encode(message))
+        except BlockingIOError:
+            return False
         except OSError:
             pass
+        return True
 
     def kill(self) -> None:
         """SIGKILL it; as soon as it says hello, when it has not yet."""
@@ -85,9 +100,10 @@ class Process:
 
     def condemn(self, death: Death) -> None:
         """SIGKILL it for what it does; unless it dies of something else first, `death` says how it ended."""
-        if self._pidfd is not None and not self.died.done():
+        if not self.died.done():
             self._sentence = death
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def ping(self, number: int) -> None:
         """Ask a watched process's event loop for a PONG (loom/actor/heartbeat.py)."""
@@ -107,6 +123,10 @@ class Process:
         begin = os.fstat(self._fds[1]).st_size
         signal.pidfd_send_signal(self._pidfd, heartbeat.STACK_SIGNAL)
         return self._fds[1], begin
+
+    def settle(self, ticket: int, sent: int) -> None:
+        """The sender with that ticket of the ledger is dead, and had sent that many messages."""
+        self.tell({"settle": [ticket, sent]})
 
     def _listen(self) -> None:
         while True:
@@ -145,12 +165,18 @@ class Process:
             _settle(self.hello, True)
             if self._must_die:
                 self.kill()
+            elif self._sentence is not None:
+                self.condemn(self._sentence)
         elif "started" in message:
             _settle(self.started, True)
         elif "failed" in message:
             self._failure, self._brief = str(message["failed"]), str(message["brief"])
+        elif "trap" in message:
+            self.traps = True
         elif "ignored" in message:
             self.ignored = str(message["ignored"])
+        elif "kill" in message:
+            self.condemn(executed(str(message["kill"])))
 
     def _exited(self) -> None:
         assert self._pidfd is not None
@@ -180,7 +206,7 @@ class Process:
             if self._sentence is not None and status == signal.SIGKILL:
                 return msgspec.structs.replace(self._sentence, kind=kind, signal=status)
             why = " (it did not stop in its shutdown time)" if self._was_told == "shutdown" else ""
-            return Death(kind, f"killed by {name}{why}", signal=status, how="signal")
+            return Death(kind, f"killed by {name}{why}", signal=status, how="stopped" if self._was_told else "signal")
         if status == FAILED_START and self._failure:
             return _unstarted(f"failed to start: {self._brief}", self._failure, exit_code=status)
         if self._was_told:
@@ -219,3 +245,8 @@ def _unstarted(text: str, traceback: str = "", exit_code: int | None = None) -> 
 def _settle(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def executed(why: str) -> Death:
+    """The death of a process that is killed for what it did: a crash like any other to its supervisor."""
+    return Death("abnormal", f"killed by SIGKILL: {why}", signal=int(signal.SIGKILL), how="signal")

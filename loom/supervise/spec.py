@@ -36,7 +36,6 @@ A name has 1 to 64 letters, digits, `.`, `_` and `-` (ASCII), does not start wit
 "root", which is the name of the node's first supervisor.
 What restarts when, and when a supervisor gives up: policy.py.
 
-Not available yet, and refused rather than ignored: mailbox policies other than "wait".
 """
 
 from __future__ import annotations
@@ -57,13 +56,16 @@ from loom.errors import ConfigError
 Restart = Literal["permanent", "transient", "temporary"]
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one"]
 AutoShutdown = Literal["never", "any", "all"]
+MailboxPolicy = Literal["wait", "refuse", "drop_oldest"]
+OnDeath = Literal["dead_letter", "hand_on"]
 Shutdown = float | Literal["infinity", "brutal_kill"]
 
 RESTARTS = ("permanent", "transient", "temporary")
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one")
 AUTO_SHUTDOWNS = ("never", "any", "all")
 SHUTDOWNS = ("infinity", "brutal_kill")
-MAILBOX_POLICIES = ("wait",)
+MAILBOX_POLICIES = ("wait", "refuse", "drop_oldest")
+ON_DEATHS = ("dead_letter", "hand_on")
 
 NAME_MAX_CHARS = 64
 ROOT = "root"
@@ -99,17 +101,22 @@ class SpecError(ConfigError):
 
 
 class MailboxSpec(msgspec.Struct, frozen=True):
-    """A child's mailbox: `capacity` messages; full means that the sender waits.
+    """A child's mailbox: at most `capacity` messages wait for it, on their way or there, from all senders together.
 
-    Raises: ConfigError for a capacity below 1; the policies "refuse" and "drop_oldest" are not available yet.
+    `policy`, when it is full: "wait", the sender does; "refuse", the sender gets MailboxFull; "drop_oldest", the oldest
+    goes, and if it was a call, its caller gets MailboxFull. `on_death`, what becomes of messages that had not begun
+    when the actor dies: "dead_letter", or "hand_on" to its next incarnation, in order, ahead of newer ones.
+    Raises: ConfigError for a capacity below 1, or a word that is none of these.
     """
 
     capacity: int = 1000
-    policy: Literal["wait"] = "wait"
+    policy: MailboxPolicy = "wait"
+    on_death: OnDeath = "dead_letter"
 
     def __post_init__(self) -> None:
-        _check_int(self, "capacity", minimum=1)
-        _check_word(self, "policy", MAILBOX_POLICIES, later=("refuse", "drop_oldest"))
+        _check_int(self, "capacity", minimum=1, maximum=2**31)
+        _check_word(self, "policy", MAILBOX_POLICIES)
+        _check_word(self, "on_death", ON_DEATHS)
 
 
 class LimitsSpec(Limits, frozen=True):

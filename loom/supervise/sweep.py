@@ -78,9 +78,10 @@ def _carries(pid: int, cookie: str) -> bool:
 
 
 def remove_shared_memory(arena_name: str) -> None:
-    """Unlink a dead node's arena, with what it spilled, and its status board."""
+    """Unlink a dead node's arena, with what it spilled, its status board and its ledger."""
     destroy_files(arena_name)
-    (Path("/dev/shm") / f"{arena_name}.board").unlink(missing_ok=True)
+    for kind in ("board", "ledger"):
+        (Path("/dev/shm") / f"{arena_name}.{kind}").unlink(missing_ok=True)
 
 
 def lock(folder: Path) -> int | None:

@@ -12,7 +12,8 @@ come (loom/actor/heartbeat.py). What it tells apart:
     slow      a message that has run for half of watchdog_s, or for all of it with progress: told, and never killed
 
 The first five are hangs: the stacks are taken, the process is killed, and the restart policy has its say. An `async`
-handler that waits at an `await` is none of these, for however long: it holds up nobody.
+handler that waits at an `await` is none of these, for however long: it holds up nobody. An actor that was asked to stop
+is not watched any more; how long that may take is the business of its shutdown_s.
 
 Time in which nobody looked does not count, so that neither a machine that slept nor a node that was busy makes actors
 look stuck. That makes a hang known at the latest 1.5 times its limit and PING_S after it began.

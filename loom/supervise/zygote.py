@@ -45,7 +45,10 @@ def main(requests_fd: int, folder: str, arena_name: str, cookie: str) -> NoRetur
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     preload()
     requests = socket.socket(fileno=requests_fd)
-    requests.send(b"ready")
+    try:
+        requests.send(b"ready")
+    except BrokenPipeError:  # the node is dead already: the loop below finds that, too
+        pass
     gc.collect()
     gc.freeze()  # a collection in an actor must not touch, and so copy, the pages it shares with all others
     gc.disable()

@@ -47,6 +47,11 @@ class Body(NamedTuple):
     data: bytes | list[bytes]
     buffers: Sequence[Any] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of `data` alone."""
+        return len(self.data) if isinstance(self.data, bytes) else sum(map(len, self.data))
+
 
 class _ByValue(Exception):
     """The plain pickler met something only cloudpickle can carry: a lambda, a local, anything of `__main__`."""

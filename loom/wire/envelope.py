@@ -25,6 +25,7 @@ END = "end"
 CREDIT = "credit"
 CANCEL = "cancel"
 PING = "ping"
+ROOM = "room"
 
 MSGPACK = "msgpack"
 PICKLE = "pickle"
@@ -62,6 +63,7 @@ class Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     accept: str = MSGPACK
     participant: _Participant = -1
     credit: _Count = 0
+    ticket: _Count = 0
     buffers: tuple[tuple[int, ...] | None, ...] = ()
     bulk_body: bool = False
     body: msgspec.Raw = _ABSENT

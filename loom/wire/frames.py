@@ -51,10 +51,10 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int, dea
         if not body.buffers:
             frames[0] = encode(envelope)
             return frames
-    elif shared is not None and size_of(data) >= ARENA_BYTES:
+    elif shared is not None and body.size_bytes >= ARENA_BYTES:
         envelope.bulk_body = True
     else:
-        frames.append(_frame(data))
+        frames.append(_frame(data, body.size_bytes))
     places: list[tuple[int, ...] | None] = []
     try:
         for buffer in body.buffers:
@@ -68,7 +68,7 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int, dea
             if arena is not None:
                 arena.count_copied(size_bytes)
             # A copy, for ZeroMQ's thread reads the frame later, when the sender may have written to the array.
-            frames.append(_frame(memoryview(buffer).tobytes("A")))
+            frames.append(_frame(memoryview(buffer).tobytes("A"), size_bytes))
             places.append(None)
         if envelope.bulk_body:
             assert shared is not None
@@ -81,14 +81,8 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int, dea
     return frames
 
 
-def size_of(data: bytes | list[bytes]) -> int:
-    """Bytes of a body's data."""
-    return len(data) if isinstance(data, bytes) else sum(map(len, data))
-
-
-def _frame(data: bytes | list[bytes]) -> bytes:
+def _frame(data: bytes | list[bytes], size_bytes: int) -> bytes:
     """One frame. Raises: NotSendable (L1004) when it is too large for that."""
-    size_bytes = size_of(data)
     if size_bytes > MAX_FRAME_BYTES:
         raise NotSendable(
             f"{size_bytes} bytes in one frame, the most is {MAX_FRAME_BYTES}, and the receiver takes no part in the "

@@ -107,7 +107,9 @@ struct loom_lane_control {
     _Atomic uint32_t receiver_waits;  /* 136 */
     uint32_t reserved2[13];
     _Atomic uint64_t session;         /* 192  how many senders have opened the lane */
-    uint64_t reserved3[487];
+    _Atomic uint64_t sender;          /* 200  pid of the present one, 0 when it has closed the lane */
+    _Atomic uint64_t sender_start;    /* 208  its start time, clock ticks since boot */
+    uint64_t reserved3[485];
 };
 
 #define LOOM_FROZEN(type, field, at) _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
@@ -129,6 +131,8 @@ LOOM_FROZEN(loom_lane_control, sender_sleeping, 128);
 LOOM_FROZEN(loom_lane_control, sender_waits, 132);
 LOOM_FROZEN(loom_lane_control, receiver_waits, 136);
 LOOM_FROZEN(loom_lane_control, session, 192);
+LOOM_FROZEN(loom_lane_control, sender, 200);
+LOOM_FROZEN(loom_lane_control, sender_start, 208);
 #undef LOOM_FROZEN
 
 /* --- Return codes ----------------------------------------------------------------------------------------------- */
@@ -144,7 +148,7 @@ enum loom_ring_code {
     LOOM_RING_USAGE = -6,      /* a bad name or lane */
     LOOM_RING_OS = -7,         /* a system call failed: errno says how */
     LOOM_RING_MEMORY = -8,     /* malloc failed */
-    LOOM_RING_NOBODY = -9      /* answer: nobody has opened that lane */
+    LOOM_RING_NOBODY = -9      /* answer: nobody has that lane open */
 };
 
 const char *loom_ring_text(int code); /* one English sentence without a full stop; never NULL */
@@ -177,6 +181,9 @@ int loom_inbox_answer(loom_inbox *mailbox, uint32_t lane, const void *data, uint
 
 /* 1 when a sender has announced something: for spinning. */
 int loom_inbox_ready(const loom_inbox *inbox);
+
+/* Whether the process that opened a lane lives, and has it open: 1 or 0. Reads /proc: not for every message. */
+int loom_inbox_reaches(loom_inbox *mailbox, uint32_t lane);
 
 /* Get ready to sleep: 1 when there is nothing to look at, and whatever comes now rings the bell; 0 when there is. */
 int loom_inbox_rest(loom_inbox *mailbox);

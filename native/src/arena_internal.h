@@ -213,5 +213,16 @@ int loom_spill_remove(const char *spill, uint64_t *count);
 /* --- arena_reap.c ----------------------------------------------------------------------------------------------- */
 
 int loom_revoke_addressed_locked(loom_arena *arena, uint32_t participant, uint64_t *revoked);
+bool loom_process_lives(uint64_t word, uint64_t start_time);
+
+static inline uint32_t loom_blocks_used(const struct map *map) {
+    uint32_t used = atomic_load_explicit(&map->control->high_water, memory_order_acquire);
+    return used < map->blocks ? used : map->blocks;
+}
+
+/* A segment that cannot be mapped because it is gone or damaged holds nothing that could be released. */
+static inline bool loom_nothing_there(int code) {
+    return code == LOOM_E_STALE || code == LOOM_E_CORRUPT || code == LOOM_E_DENIED;
+}
 
 #endif

@@ -1,11 +1,9 @@
-/* arena_reap.c -- the node's work after a death, and the tables read for people. */
+/* arena_reap.c -- the node's work after a death. */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "arena_internal.h"
-
-/* --- Reaping ---------------------------------------------------------------------------------------------------- */
 
 static void reclaimed(_Atomic uint64_t *counter, uint64_t amount) {
     atomic_fetch_add_explicit(counter, amount, memory_order_relaxed);
@@ -67,14 +65,6 @@ static int own_tokens(loom_arena *arena, uint32_t participant, bool revoke, stru
     return LOOM_OK;
 }
 
-static uint32_t blocks_used(const struct map *map) {
-    uint32_t used = atomic_load_explicit(&map->control->high_water, memory_order_acquire);
-    return used < map->blocks ? used : map->blocks;
-}
-
-/* A segment that cannot be mapped because it is gone or damaged holds nothing that could be released. */
-static bool nothing_there(int code) { return code == LOOM_E_STALE || code == LOOM_E_CORRUPT || code == LOOM_E_DENIED; }
-
 static bool flies(const struct flight *flight, uint32_t segment, uint32_t block) {
     for (uint32_t i = 0; i < flight->count; i++)
         if (flight->blocks[i].segment == segment && flight->blocks[i].block == block) return true;
@@ -88,9 +78,9 @@ static int clear_bits(loom_arena *arena, uint32_t participant, const struct flig
         if (state != LOOM_SEGMENT_LIVE && state != LOOM_SEGMENT_ORPHANED) continue;
         struct map *map;
         int code = loom_map_get_locked(arena, i, &map);
-        if (nothing_there(code)) continue;
+        if (loom_nothing_there(code)) continue;
         if (code) return code;
-        for (uint32_t block = 0, used = blocks_used(map); block < used; block++) {
+        for (uint32_t block = 0, used = loom_blocks_used(map); block < used; block++) {
             struct loom_block *shared = &map->descriptors[block];
             bool held = atomic_load_explicit(&shared->holders[participant / 64], memory_order_relaxed) & bit;
             if (!held || flies(flight, i, block)) continue;
@@ -133,7 +123,7 @@ static int remove_orphans(loom_arena *arena) {
         if (code && code != LOOM_E_STALE) return code;
         bool held = false;
         if (!code)
-            for (uint32_t block = 0, used = blocks_used(map); block < used && !held; block++)
+            for (uint32_t block = 0, used = loom_blocks_used(map); block < used && !held; block++)
                 held = !loom_block_unheld(&map->descriptors[block]);
         if (held) continue;
         if (!code && !map->own) loom_map_forget_locked(arena, map);
@@ -142,7 +132,7 @@ static int remove_orphans(loom_arena *arena) {
     return LOOM_OK;
 }
 
-static bool process_lives(uint64_t word, uint64_t start_time) {
+bool loom_process_lives(uint64_t word, uint64_t start_time) {
     uint64_t ticks;
     int code = loom_process_start_time(loom_word_pid(word), &ticks);
     if (code) return code != LOOM_E_NOT_FOUND;
@@ -156,7 +146,8 @@ static int reap_locked(loom_arena *arena, uint32_t participant, bool revoke, uin
         uint32_t state = loom_word_state(word);
         if (state == LOOM_PARTICIPANT_FREE) return LOOM_OK;
         if (state == LOOM_PARTICIPANT_CLAIMING || state == LOOM_PARTICIPANT_ACTIVE) {
-            if (process_lives(word, atomic_load_explicit(&row->start_time, memory_order_acquire))) return LOOM_E_ALIVE;
+            uint64_t start_time = atomic_load_explicit(&row->start_time, memory_order_acquire);
+            if (loom_process_lives(word, start_time)) return LOOM_E_ALIVE;
         }
         reaping = (word & ~UINT64_C(0xff)) | LOOM_PARTICIPANT_REAPING;
     } while (!atomic_compare_exchange_weak_explicit(&row->word, &word, reaping, memory_order_acq_rel,
@@ -226,182 +217,4 @@ int loom_arena_destroy(loom_arena *arena) {
     loom_leave(arena);
     if (arena->spill[0]) loom_spill_remove(arena->spill, NULL); /* the control file may have lost it */
     return loom_arena_destroy_files(arena->name, NULL);
-}
-
-/* --- For people ------------------------------------------------------------------------------------------------- */
-
-static void add_counters(loom_stats *stats, struct loom_counters *counters) {
-    stats->bytes_shared += atomic_load_explicit(&counters->bytes_shared, memory_order_relaxed);
-    stats->bytes_copied += atomic_load_explicit(&counters->bytes_copied, memory_order_relaxed);
-    stats->references_sent += atomic_load_explicit(&counters->references_sent, memory_order_relaxed);
-    stats->references_accepted += atomic_load_explicit(&counters->references_accepted, memory_order_relaxed);
-    stats->leases += atomic_load_explicit(&counters->leases, memory_order_relaxed);
-    stats->blocks_spilled += atomic_load_explicit(&counters->blocks_spilled, memory_order_relaxed);
-    stats->bytes_spilled += atomic_load_explicit(&counters->bytes_spilled, memory_order_relaxed);
-}
-
-static uint32_t tokens_in_flight(loom_arena *arena, uint32_t sender) {
-    uint32_t found = 0, count = loom_tokens_reserved(arena, sender);
-    if (loom_tokens_ready_locked(arena, sender, count)) return 0; /* no page left: what is there cannot be read safely */
-    for (uint32_t token = 0; token < count; token++) {
-        uint64_t word = atomic_load_explicit(&loom_token_at(arena, sender, token)->word, memory_order_relaxed);
-        found += loom_word_state(word) == LOOM_TOKEN_INFLIGHT;
-    }
-    return found;
-}
-
-static void add_participants(loom_arena *arena, loom_stats *stats) {
-    add_counters(stats, &arena->control->retired);
-    for (uint32_t i = 0; i < LOOM_PARTICIPANTS; i++) {
-        struct loom_participant *row = &arena->participants[i];
-        if (loom_word_state(atomic_load_explicit(&row->word, memory_order_acquire)) == LOOM_PARTICIPANT_FREE) continue;
-        stats->participants++;
-        add_counters(stats, &row->counters);
-        uint32_t count = loom_tokens_reserved(arena, i);
-        stats->control_bytes += (uint64_t)count * sizeof(struct loom_token);
-        stats->in_flight += tokens_in_flight(arena, i);
-    }
-}
-
-static void add_segments(loom_arena *arena, loom_stats *stats) {
-    for (uint32_t i = 0; i < LOOM_SEGMENTS; i++) {
-        struct loom_segment_entry *entry = &arena->entries[i];
-        uint32_t state = loom_word_state(atomic_load_explicit(&entry->word, memory_order_acquire));
-        bool spilled = atomic_load_explicit(&entry->spilled, memory_order_relaxed) != 0;
-        stats->reserved_bytes += atomic_load_explicit(&entry->size, memory_order_relaxed);
-        stats->spill_reserved_bytes += atomic_load_explicit(&entry->spilled, memory_order_relaxed);
-        if (state == LOOM_SEGMENT_FREE) continue;
-        stats->segments++;
-        stats->orphaned += state == LOOM_SEGMENT_ORPHANED;
-        if (state != LOOM_SEGMENT_LIVE && state != LOOM_SEGMENT_ORPHANED) continue;
-        struct map *map;
-        if (loom_map_get_locked(arena, i, &map)) continue;
-        stats->control_bytes += map->control_size;
-        for (uint32_t block = 0, used = blocks_used(map); block < used; block++) {
-            const struct loom_block *shared = &map->descriptors[block];
-            if (atomic_load_explicit(&shared->state, memory_order_acquire) != LOOM_BLOCK_LEASED) continue;
-            if (loom_block_unheld(shared)) continue;
-            uint64_t size = atomic_load_explicit(&shared->size, memory_order_relaxed);
-            stats->blocks++;
-            stats->in_use_bytes += size;
-            stats->spilled_blocks += spilled;
-            stats->spilled_bytes += spilled ? size : 0;
-        }
-    }
-}
-
-int loom_arena_stats(loom_arena *arena, loom_stats *out) {
-    *out = (loom_stats){0};
-    int code = loom_enter(arena);
-    if (code) return code;
-    out->budget_bytes = arena->budget;
-    out->control_bytes = LOOM_TOKENS_OFFSET;
-    out->free_bytes = loom_os_free_bytes(LOOM_FOLDER);
-    out->spill_free_bytes = arena->spill[0] ? loom_os_free_bytes(arena->spill) : 0;
-    const struct loom_reclaimed *back = &arena->control->reclaimed;
-    out->reclaimed_bytes = atomic_load_explicit(&back->bytes, memory_order_relaxed);
-    out->reclaimed_blocks = atomic_load_explicit(&back->blocks, memory_order_relaxed);
-    out->reclaimed_references = atomic_load_explicit(&back->references, memory_order_relaxed);
-    out->reclaimed_segments = atomic_load_explicit(&back->segments, memory_order_relaxed);
-    loom_maps_refresh_locked(arena);
-    add_participants(arena, out);
-    add_segments(arena, out);
-    loom_leave(arena);
-    return LOOM_OK;
-}
-
-int loom_arena_participants(loom_arena *arena, loom_participant_info *out, uint32_t capacity, uint32_t *count) {
-    *count = 0;
-    int code = loom_enter(arena);
-    if (code) return code;
-    for (uint32_t i = 0; i < LOOM_PARTICIPANTS && *count < capacity; i++) {
-        uint64_t word = atomic_load_explicit(&arena->participants[i].word, memory_order_acquire);
-        uint32_t state = loom_word_state(word);
-        if (state == LOOM_PARTICIPANT_FREE) continue;
-        uint64_t start_time = atomic_load_explicit(&arena->participants[i].start_time, memory_order_relaxed);
-        bool takes_part = state == LOOM_PARTICIPANT_ACTIVE || state == LOOM_PARTICIPANT_CLAIMING;
-        out[(*count)++] = (loom_participant_info){i, loom_word_pid(word), start_time,
-                                                  takes_part && process_lives(word, start_time)};
-    }
-    loom_leave(arena);
-    return LOOM_OK;
-}
-
-int loom_arena_segments(loom_arena *arena, loom_segment_info *out, uint32_t capacity, uint32_t *count) {
-    *count = 0;
-    int code = loom_enter(arena);
-    if (code) return code;
-    for (uint32_t i = 0; i < LOOM_SEGMENTS && *count < capacity; i++) {
-        struct loom_segment_entry *entry = &arena->entries[i];
-        uint64_t word = atomic_load_explicit(&entry->word, memory_order_acquire);
-        if (loom_word_state(word) == LOOM_SEGMENT_FREE) continue;
-        uint64_t size = atomic_load_explicit(&entry->size, memory_order_relaxed);
-        uint64_t spilled = atomic_load_explicit(&entry->spilled, memory_order_relaxed);
-        out[(*count)++] = (loom_segment_info){
-            .index = i,
-            .state = loom_word_state(word),
-            .owner = loom_word_who(word),
-            .spilled = spilled != 0,
-            .sequence = atomic_load_explicit(&entry->sequence, memory_order_relaxed),
-            .size = spilled ? spilled : size,
-        };
-    }
-    loom_leave(arena);
-    return LOOM_OK;
-}
-
-/* False when nobody holds the block. */
-static bool block_read(const struct map *map, uint32_t block, uint64_t now, loom_block_info *out) {
-    const struct loom_block *shared = &map->descriptors[block];
-    if (atomic_load_explicit(&shared->state, memory_order_acquire) != LOOM_BLOCK_LEASED) return false;
-    uint64_t held = 0, size = atomic_load_explicit(&shared->size, memory_order_relaxed);
-    out->block = block;
-    out->size = size < map->data_size ? size : map->data_size;
-    out->generation = atomic_load_explicit(&shared->generation, memory_order_relaxed);
-    uint64_t leased_ns = atomic_load_explicit(&shared->leased_ns, memory_order_relaxed);
-    out->age_ns = leased_ns < now ? now - leased_ns : 0;
-    for (uint32_t i = 0; i < LOOM_HOLDER_WORDS; i++)
-        held |= out->holders[i] = atomic_load_explicit(&shared->holders[i], memory_order_acquire);
-    return held != 0;
-}
-
-static int blocks_locked(loom_arena *arena, uint32_t segment, loom_block_info *out, uint32_t capacity,
-                         uint32_t *count) {
-    struct map *map;
-    uint64_t word = atomic_load_explicit(&arena->entries[segment].word, memory_order_acquire);
-    if (loom_word_state(word) != LOOM_SEGMENT_LIVE && loom_word_state(word) != LOOM_SEGMENT_ORPHANED) return LOOM_OK;
-    int code = loom_map_get_locked(arena, segment, &map);
-    if (code) return nothing_there(code) || code == LOOM_E_FULL ? LOOM_OK : code;
-    uint64_t now = loom_os_now_ns();
-    for (uint32_t block = 0, used = blocks_used(map); block < used && *count < capacity; block++) {
-        loom_block_info *row = &out[*count];
-        *row = (loom_block_info){.segment = segment, .owner = loom_word_who(word)};
-        *count += block_read(map, block, now, row);
-    }
-    return LOOM_OK;
-}
-
-int loom_arena_blocks(loom_arena *arena, uint32_t segment, loom_block_info *out, uint32_t capacity, uint32_t *count) {
-    *count = 0;
-    int code = loom_enter(arena);
-    if (code) return code;
-    code = LOOM_E_USAGE;
-    if (segment < LOOM_SEGMENTS) {
-        loom_maps_refresh_locked(arena);
-        code = blocks_locked(arena, segment, out, capacity, count);
-    }
-    loom_leave(arena);
-    return code;
-}
-
-int loom_arena_in_flight(loom_arena *arena, uint32_t *counts) {
-    for (uint32_t i = 0; i < LOOM_PARTICIPANTS; i++) counts[i] = 0;
-    int code = loom_enter(arena);
-    if (code) return code;
-    for (uint32_t i = 0; i < LOOM_PARTICIPANTS; i++) {
-        uint64_t row = atomic_load_explicit(&arena->participants[i].word, memory_order_acquire);
-        if (loom_word_state(row) != LOOM_PARTICIPANT_FREE) counts[i] = tokens_in_flight(arena, i);
-    }
-    loom_leave(arena);
-    return LOOM_OK;
 }

@@ -15,6 +15,7 @@
 #include <structmember.h>
 #include <unistd.h>
 
+#include "gate_type.h"
 #include "loom_arena.h"
 #include "ring_type.h"
 
@@ -567,7 +568,8 @@ static PyMethodDef handle_methods[] = {
     {"reap", (PyCFunction)(void (*)(void))handle_reap, METH_FASTCALL,
      "reap(participant, revoke) -> references in flight"},
     {"sweep", (PyCFunction)handle_sweep, METH_NOARGS, "sweep()"},
-    {"collect", (PyCFunction)handle_collect, METH_NOARGS, "collect() -> references and spilled blocks for which to look again"},
+    {"collect", (PyCFunction)handle_collect, METH_NOARGS,
+     "collect() -> references and spilled blocks for which to look again"},
     {"trim", (PyCFunction)handle_trim, METH_NOARGS, "trim() -> bytes given back"},
     {"destroy", (PyCFunction)handle_destroy, METH_NOARGS, "destroy()"},
     {"stats", (PyCFunction)handle_stats, METH_NOARGS, "stats() -> the fields of loom_stats, in order"},
@@ -741,7 +743,7 @@ static int native_exec(PyObject *module) {
     state->error = PyErr_NewExceptionWithDoc("loom._native.Error", "args: (code, text, errno)", NULL, NULL);
     if (!state->handle_type || !state->block_type || !state->error) return -1;
     if (PyModule_AddType(module, state->handle_type) || PyModule_AddType(module, state->block_type) ||
-        PyModule_AddObjectRef(module, "Error", state->error) || ring_type_add(module))
+        PyModule_AddObjectRef(module, "Error", state->error) || gate_type_add(module) || ring_type_add(module))
         return -1;
     static const struct {
         const char *name;

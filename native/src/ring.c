@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "loom_arena.h" /* loom_process_start_time */
 #include "loom_ring.h"
 
 #define PATH_SIZE 512
@@ -353,7 +354,7 @@ int loom_inbox_answer(loom_inbox *mailbox, uint32_t lane, const void *data, uint
     int code = place_know(mailbox, lane);
     if (code) return code == LOOM_RING_FULL ? LOOM_RING_NOBODY : code; /* whoever opened it had reserved it */
     struct loom_lane_control *control = lane_of(mailbox->mail, lane);
-    if (!atomic_load_explicit(&control->session, memory_order_relaxed)) return LOOM_RING_NOBODY;
+    if (!atomic_load_explicit(&control->sender, memory_order_relaxed)) return LOOM_RING_NOBODY;
     uint64_t tail;
     for (bool again = false;; again = true) {
         uint64_t head = atomic_load_explicit(&control->answer_head, memory_order_acquire);
@@ -380,6 +381,14 @@ int loom_inbox_answer(loom_inbox *mailbox, uint32_t lane, const void *data, uint
         STEP(ANSWER_RUNG);
     }
     return LOOM_RING_OK;
+}
+
+int loom_inbox_reaches(loom_inbox *mailbox, uint32_t lane) {
+    if (lane >= LOOM_LANES || mailbox->places[lane].broken || place_know(mailbox, lane)) return 0;
+    struct loom_lane_control *control = lane_of(mailbox->mail, lane);
+    uint64_t pid = atomic_load_explicit(&control->sender, memory_order_acquire), start;
+    if (!pid || pid > UINT32_MAX || loom_process_start_time((uint32_t)pid, &start)) return 0;
+    return start == atomic_load_explicit(&control->sender_start, memory_order_relaxed);
 }
 
 /* Whether an answer that found no room would find some now. */
@@ -476,8 +485,12 @@ int loom_lane_open(const char *name, const char *bells, uint32_t lane, loom_lane
     made->answer_head = atomic_load_explicit(&made->control->answer_head, memory_order_relaxed);
     atomic_store_explicit(&made->control->sender_sleeping, 0, memory_order_relaxed);
     atomic_store_explicit(&made->control->sender_waits, 0, memory_order_relaxed);
+    uint64_t start = 0;
+    loom_process_start_time((uint32_t)getpid(), &start);
+    atomic_store_explicit(&made->control->sender_start, start, memory_order_relaxed);
     atomic_fetch_add_explicit(&made->control->session, 1, memory_order_acq_rel);
     STEP(OPEN_SESSION);
+    atomic_store_explicit(&made->control->sender, (uint64_t)getpid(), memory_order_release);
     close(fd);
     *out = made;
     return LOOM_RING_OK;
@@ -493,7 +506,10 @@ failed:;
 }
 
 void loom_lane_close(loom_lane *lane) {
-    unlink(lane->path);
+    uint64_t own = (uint64_t)getpid();
+    if (atomic_compare_exchange_strong_explicit(&lane->control->sender, &own, 0, memory_order_acq_rel,
+                                                memory_order_relaxed))
+        unlink(lane->path); /* not in a fork of the process that opened it, nor when there is a successor */
     close(lane->bell);
     close(lane->receiver_bell);
     munmap(lane->mail, LOOM_LANES_OFFSET);

@@ -133,6 +133,16 @@ static PyObject *inbox_answer(Inbox *self, PyObject *const *arguments, Py_ssize_
     return raise_ring(code);
 }
 
+static PyObject *inbox_reaches(Inbox *self, PyObject *route) {
+    char *bytes;
+    Py_ssize_t length;
+    if (!self->inbox) return closed();
+    if (PyBytes_AsStringAndSize(route, &bytes, &length)) return NULL;
+    if (length != 3) Py_RETURN_FALSE;
+    return PyBool_FromLong(
+        loom_inbox_reaches(self->inbox, (uint32_t)(unsigned char)bytes[1] << 8 | (unsigned char)bytes[2]));
+}
+
 static PyObject *inbox_pause(Inbox *self, PyObject *Py_UNUSED(ignored)) {
     if (!self->inbox) return closed();
     loom_inbox_pause(self->inbox);
@@ -173,6 +183,7 @@ static PyMethodDef inbox_methods[] = {
     {"receive", (PyCFunction)inbox_receive, METH_NOARGS, "receive() -> [route, message], None when there is none now"},
     {"answer", FAST(inbox_answer),
      "answer(route, message) -> True; None when there is no room now, False when nobody is there"},
+    {"reaches", (PyCFunction)inbox_reaches, METH_O, "reaches(route) -> whether the sender lives and listens"},
     {"pause", (PyCFunction)inbox_pause, METH_NOARGS, "pause(): tell waiting senders of the room made so far"},
     {"rest", (PyCFunction)inbox_rest, METH_O, "rest(spin_ns) -> whether there is nothing, and the bell will ring"},
     {"wake", (PyCFunction)inbox_wake, METH_NOARGS, "wake(): the bell rang, or need not any more"},

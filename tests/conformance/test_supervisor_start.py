@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -310,6 +311,59 @@ def test_sup_stop_race(node: loom.Node, supervise: Supervise, until: Any) -> Non
         assert until(lambda pids=pids: not any(map(is_alive, pids)))
         with pytest.raises((ActorDied, ActorNotFound)):
             node.lookup("k0")
+
+
+class Slow(Kid):
+    def on_start(self) -> None:
+        time.sleep(0.3)
+
+
+def test_who_gives_up_waiting_leaves_no_child_half_way(node: loom.Node, supervise: Supervise, until: Any) -> None:
+    """What was asked for is done to its end, whether or not anybody waits for it."""
+    import msgspec
+
+    from loom.node.plan import child_plan
+
+    sup = supervise()
+    for name in ("a", "b"):
+        child = ChildSpec(Slow, kwargs={"stop_s": 0.3}, name=name)
+        asked = node._links.ask_node("start_child", "sup", msgspec.msgpack.encode(child_plan(child, sys.path)))
+        assert until(lambda name=name: states(sup).get(name) == "starting")
+        asked.cancel()
+        assert until(lambda name=name: states(sup)[name] == "running")
+    for verb, words in (("terminate_child", ("sup", "a")), ("stop_child", ("b",))):
+        asked = node._links.ask_node(verb, *words)
+        assert until(lambda words=words: states(sup)[words[-1]] == "stopping")
+        asked.cancel()
+    assert until(lambda: states(sup) == {"a": "stopped"})
+    asked = node._links.ask_node("restart_child", "sup", "a")
+    assert until(lambda: states(sup) == {"a": "starting"})
+    asked.cancel()
+    assert until(lambda: states(sup) == {"a": "running"})
+
+
+class Sulky(Kid):
+    def on_stop(self, reason: str) -> None:
+        raise SystemExit(3)
+
+
+def test_sup_stop_non_shutdown_exit_dynamic(node: loom.Node, supervise: Supervise) -> None:
+    """Children that end otherwise than they were asked to hold up nobody, and are not restarted."""
+    sup = supervise(ChildSpec(Sulky, name="sulky"), strategy="simple_one_for_one")
+    for _ in range(5):
+        sup.start_child()
+    pids = [row.pid for row in sup.children()]
+    node.stop("sup")
+    assert not any(map(is_alive, pids))
+
+
+def test_faulty_application_shutdown() -> None:
+    """A node is stopped whose children end badly as it stops them: it ends as it was asked to."""
+    children = (ChildSpec(Sulky, name="one"), ChildSpec(Kid, name="two"))
+    with loom.Node(supervisor=SupervisorSpec(max_restarts=0, children=children)) as node:
+        pids = [row.pid for row in node.supervisor().children()]
+    assert node._process.returncode == 0
+    assert not any(map(is_alive, pids))
 
 
 # --- children at run time ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from loom.actor.links import Links
 from loom.actor.reply import STREAM_WINDOW
 from loom.errors import LoomError
 from loom.node.children import ChildVerbs
+from loom.node.monitors import MonitorVerbs
 from loom.node.site import Service
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
@@ -229,7 +230,11 @@ def test_the_address(node: loom.Node) -> None:
         os.kill(address["pid"], signal.SIGKILL)
         call = msgpack.packb({"id": 1, "kind": "call", "name": "obituary", "body": [["vectors", incarnation]]})
         ((answer,),) = talk(node.endpoint, [[call]], 1)
-        assert msgpack.unpackb(answer)["body"] == {"cause": "killed by SIGKILL", "last_id": 40 + incarnation}
+        assert msgpack.unpackb(answer)["body"] == {
+            "cause": "killed by SIGKILL",
+            "last_id": 40 + incarnation,
+            "begun": -1,
+        }
         seen.add(address["endpoint"])
     assert len(seen) == 3
 
@@ -289,7 +294,9 @@ def test_the_specification_lists_every_error_code() -> None:
 
 def test_the_specification_lists_every_verb_with_its_arguments() -> None:
     verbs = {}
-    for name, verb in (one for kind in (Service, ChildVerbs) for one in inspect.getmembers(kind, inspect.isfunction)):
+    for name, verb in (
+        one for kind in (Service, ChildVerbs, MonitorVerbs) for one in inspect.getmembers(kind, inspect.isfunction)
+    ):
         if not name.startswith("_"):
             verbs[name] = ", ".join(list(inspect.signature(verb).parameters)[1:])
     assert {name: arguments for name, arguments, *_ in rows("### Verbs")} == verbs

@@ -155,9 +155,11 @@ def hold_on(survivor: Arena, process: subprocess.Popen[str]) -> None:
 
 def clear(place: Place) -> None:
     """As the zygote, or the next start, does."""
+    known = Path(f"/dev/shm/{place.name}.ctl").exists()
     destroy_files(place.name)
     assert destroy_files(place.name) == 0
     if place.spill:
+        assert not known or not Path(f"{place.spill}/{place.name}.spill").exists()  # the control file named it
         clear_spill(place.spill)
         assert clear_spill(place.spill) == 0
 

@@ -280,3 +280,10 @@ def test_two_nodes_share_a_folder(folder: Path, until: Until) -> None:
             assert np.array_equal(other, array)
         assert one.spawn(Holder, name="reader").total(array).result(timeout_s=GENEROUS_S) == SUM
         del array, other
+
+
+def test_who_spills_may_have_less_memory_than_its_budget(folder: Path) -> None:
+    with pytest.raises(ArenaFull, match="set a smaller 'arena'"):
+        loom.Node(arena="1000000GiB")
+    with loom.Node(arena="1000000GiB", arena_full="spill", arena_spill=folder) as node:
+        assert node.spawn(Holder).total(NUMBERS).result(timeout_s=GENEROUS_S) == SUM

@@ -126,6 +126,17 @@ def test_a_gil_that_another_thread_holds_is_not_blamed_on_the_loop(node: loom.No
     assert cause_of(sticky.wait(600.0)).startswith("hang: GIL held in C")
 
 
+def test_a_monitor_is_told_of_the_hang_with_its_stack(node: loom.Node) -> None:
+    sticky = node.lookup("sticky")
+    with node.monitor(sticky) as downs:
+        sticky.hold_the_gil.tell()
+        down = next(iter(downs))
+    assert (down.reason, down.cause.how, down.cause.kind, down.cause.signal) == ("hang", "hang", "abnormal", 9)
+    assert down.cause.text.startswith("hang: GIL held in C")
+    assert "hold_the_gil" in down.cause.stack
+    assert "sleep" in down.cause.stack  # the calls into C are there, too
+
+
 @pytest.mark.parametrize("is_idle", [True, False])
 def test_a_stopped_process(node: loom.Node, is_idle: bool, until: Callable[..., Any]) -> None:
     sticky = node.lookup("sticky")

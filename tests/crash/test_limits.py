@@ -85,8 +85,11 @@ def cause_of(reply: Any) -> str:
 def test_memory_that_exceeds_its_limit_ends_the_actor_and_says_so() -> None:
     with limited(memory_bytes=96 * MIB) as (node, greedy):
         pid = greedy.pid().result(timeout_s=10)
-        cause = cause_of(greedy.take_for_ever())
+        with node.monitor(greedy) as downs:
+            cause = cause_of(greedy.take_for_ever())
+            down = next(iter(downs))
         assert cause.startswith("memory limit: ")
+        assert (down.reason, down.cause.text, down.cause.signal) == ("memory_limit", cause, signal.SIGKILL)
         assert f"limits.memory_bytes = {96 * MIB}, 96 MiB" in cause
         assert greedy.pid().result(timeout_s=10) != pid
         assert node.stats().actors[0].last_death == cause
@@ -123,9 +126,11 @@ def test_a_soft_limit_is_told_once_for_each_crossing(capfd: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("method", ["spin", "spin_whatever_comes"])
 def test_cpu_time_that_is_used_up_ends_the_actor_and_says_so(method: str) -> None:
-    with limited(cpu_s=1) as (_, greedy):
+    with limited(cpu_s=1) as (node, greedy):
         pid = greedy.pid().result(timeout_s=10)
-        cause = cause_of(getattr(greedy, method)())
+        with node.monitor(greedy) as downs:
+            cause = cause_of(getattr(greedy, method)())
+            assert next(iter(downs)).reason == "cpu_limit"
         assert cause.startswith("CPU limit: it has had ")
         assert cause.endswith("of CPU time (limits.cpu_s = 1)")
         assert greedy.pid().result(timeout_s=10) != pid  # with a second of its own

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import loom
+from loom.actor.procfs import stat_of
 
 
 class Parent(loom.Actor):
@@ -75,10 +76,7 @@ KINDS: list[tuple[str, tuple[Any, ...]]] = [
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
+    return stat_of(pid).state not in "ZX"
 
 
 @pytest.fixture
@@ -109,11 +107,8 @@ def test_all_that_an_actor_started_dies_with_it(node: loom.Node, how: str, until
 
 
 def zombies_of(pid: int) -> list[str]:
-    return [
-        child
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if b") Z" in Path(f"/proc/{child}/stat").read_bytes()
-    ]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [child for child in children if stat_of(child).state == "Z"]
 
 
 def test_a_daemon_outlives_other_actors_and_the_next_incarnation_keeps_its_own(

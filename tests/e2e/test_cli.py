@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -269,7 +270,7 @@ def test_every_command_has_help_with_an_example(shell: Shell, command: str) -> N
 
 def test_help_names_commands_and_exit_codes(shell: Shell) -> None:
     text = shell.run("--help").stdout
-    assert all(f"    {command} " in text for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", text, re.MULTILINE) for command in COMMANDS)
     assert "exit codes:" in text
     done = shell.run()
     assert (done.returncode, done.stdout) == (2, "")

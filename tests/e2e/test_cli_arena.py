@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,22 @@ def test_arena_of_a_dead_owner(node: loom.Node) -> None:
     gc.collect()
 
 
+def test_arena_counts_what_a_killed_actor_held(node: loom.Node, until: Any) -> None:
+    maker = node.spawn(Keeper, name="maker")
+    array = maker.make(MIB).result(timeout_s=GENEROUS_S)
+    before = node.stats().arena
+    assert (before.reclaimed_blocks, before.reclaimed_segments) == (0, 0)
+    assert "reclaimed" not in loom_node("arena", "--node", node.endpoint)
+    del array
+    gc.collect()
+    os.kill(node.stats().actors[0].pid, signal.SIGKILL)
+    stats = until(lambda: (now := node.stats().arena).reclaimed_segments and now)
+    assert (stats.reclaimed_blocks, stats.reclaimed_bytes) == (1, MIB)
+    text = loom_node("arena", "--node", node.endpoint)
+    assert "reclaimed from processes that died or left: 1.0 MiB in 1 block, " in text
+    assert "1 segment\n" in text
+
+
 def test_arena_without_a_node_is_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "loom.cli.main", "arena", "--node", "nobody"],
@@ -175,3 +192,60 @@ def test_doctor_fails_when_no_node_could_start(tmp_path: Path) -> None:
     found = json.loads(loom_node("doctor", "--json", code=1, XDG_RUNTIME_DIR=str(long)))
     assert found["ok"] is False
     assert [one["name"] for one in found["checks"] if one["status"] == "problem"] == ["runtime folder"]
+
+
+def test_doctor_looks_at_the_spill_folder_of_a_config(tmp_path: Path) -> None:
+    config = tmp_path / "index.toml"
+    config.write_text("[node]\narena = '1MiB'\narena_full = 'spill'\narena_spill = 'big'")
+    checks = {one["name"]: one for one in json.loads(loom_node("doctor", str(config), "--json"))["checks"]}
+    assert checks["spill folder"]["status"] == "warning"
+    assert checks["spill folder"]["found"] == f"{tmp_path}/big: No such file or directory"
+    (tmp_path / "big").mkdir()
+    checks = {one["name"]: one for one in json.loads(loom_node("doctor", str(config), "--json"))["checks"]}
+    assert checks["spill folder"]["found"].startswith(f"{tmp_path}/big: ")
+    assert "MiB free" in checks["spill folder"]["found"]
+
+
+def test_up_and_check_want_the_spill_folder(tmp_path: Path) -> None:
+    config = tmp_path / "index.toml"
+    config.write_text("[node]\narena = '1MiB'\narena_full = 'spill'\narena_spill = 'big'")
+    for command in ("check", "up"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "loom.cli.main", command, str(config)],
+            capture_output=True,
+            text=True,
+            timeout=GENEROUS_S,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"loom-node: L1001 {config}: $.node.arena_spill: expected a folder that can be written to, "
+            f"got '{tmp_path}/big', which is not there: create it, or mend the path\n"
+        )
+    (tmp_path / "big").mkdir()
+    assert loom_node("check", str(config)).splitlines()[0].endswith(f"arena 1 MiB, then spill to {tmp_path}/big")
+
+
+def test_a_node_from_a_config_spills(tmp_path: Path) -> None:
+    config = tmp_path / "index.toml"
+    (tmp_path / "big").mkdir()
+    config.write_text("[node]\nname = 'spiller'\narena = '1MiB'\narena_full = 'spill'\narena_spill = 'big'")
+    up = subprocess.Popen(
+        [sys.executable, "-P", "-m", "loom.cli.main", "up", str(config), "--json"], stdout=subprocess.PIPE, text=True
+    )
+    assert up.stdout is not None
+    assert "ready" in json.loads(up.stdout.readline())
+    with loom.connect("spiller") as client:
+        array = loom.arena.share(np.ones(3 * MIB, np.uint8))
+        found = json.loads(loom_node("arena", "--node", "spiller", "--json"))
+        assert (found["policy"]["full"], found["policy"]["wait_s"]) == ("spill", 1.0)
+        assert Path(found["policy"]["spill"]).parent == tmp_path / "big"
+        assert (found["stats"]["spilled_bytes"], found["warm_bytes"]) == (3 * MIB, 0)
+        (segment,) = found["segments"]
+        assert segment["spilled"] is True
+        assert client.arena().holdings[1].spill_reserved_bytes == segment["size_bytes"]
+        del array
+        gc.collect()
+    loom_node("stop", "--node", "spiller")
+    assert up.wait(GENEROUS_S) == 0
+    up.stdout.close()
+    assert list((tmp_path / "big").iterdir()) == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from loom._native import Block
-from loom.arena import Arena, Reference, destroy_files
+from loom.arena import Arena, BlockInfo, FullPolicy, Reference, destroy_files
 from loom.errors import ArenaFull, StaleReference
 
 BUDGET = 12 << 20
@@ -45,9 +46,14 @@ class Sent:
 
 
 class ArenaMachine(RuleBasedStateMachine):
+    budget = BUDGET
+
+    def create(self, name: str) -> Arena:
+        return Arena.create(name, self.budget)
+
     @initialize()
     def start(self) -> None:
-        self.node = Arena.create(f"loom-machine-{os.getpid()}-{next(names)}", BUDGET)
+        self.node = self.create(f"loom-machine-{os.getpid()}-{next(names)}")
         self.arenas = [self.node]
         self.held: list[Held] = []
         self.sent: list[Sent] = []
@@ -105,6 +111,7 @@ class ArenaMachine(RuleBasedStateMachine):
         try:
             block = arena.lease(size, timeout_s=0)
         except ArenaFull:
+            assert not self.node.policy.spill
             return
         contents = (seed * (size // len(seed) + 1))[:size]
         with memoryview(block) as view:
@@ -140,6 +147,7 @@ class ArenaMachine(RuleBasedStateMachine):
         try:
             reference, copied = arena.send(contents, timeout_s=0)
         except ArenaFull:
+            assert not self.node.policy.spill
             return
         assert copied
         self.sent.append(Sent(arena, None, reference, contents, reference[2]))
@@ -213,7 +221,24 @@ class ArenaMachine(RuleBasedStateMachine):
         stats = self.node.stats()
         assert stats.in_flight == len(self.sent)
         assert stats.blocks == len({held.lease for held in self.held} | {sent.lease for sent in self.sent})
-        assert stats.reserved_bytes <= BUDGET
+        assert stats.reserved_bytes <= self.budget
+        rows = sorted(self.node.blocks(), key=lambda row: row.generation)
+        for segment in {row.segment for row in rows}:  # each is read at one time
+            ages = [row.age_s for row in rows if row.segment == segment]
+            assert ages == sorted(ages, reverse=True)
+        self.the_spill_folder_agrees_too(rows)
+
+    def the_spill_folder_agrees_too(self, rows: list[BlockInfo]) -> None:
+        """Nothing is there but segments that hold something."""
+        stats, spilled = self.node.stats(), [row for row in self.node.segments() if row.spilled]
+        if not self.node.policy.spill:
+            assert not spilled
+            return
+        assert sorted(os.listdir(self.node.policy.spill)) == sorted(str(row.sequence) for row in spilled)
+        assert stats.spill_reserved_bytes == sum(row.size_bytes for row in spilled)
+        there = {row.index for row in spilled}
+        assert there == {row.segment for row in rows if row.segment in there}
+        assert stats.spilled_blocks == sum(row.segment in there for row in rows)
 
     def teardown(self) -> None:
         if not hasattr(self, "node"):
@@ -240,5 +265,22 @@ class ArenaMachine(RuleBasedStateMachine):
         assert (stats.participants, stats.blocks, stats.segments) == (1, 0, 0)
 
 
+class SpillingMachine(ArenaMachine):
+    """The same, with room in memory for next to nothing: whatever finds none is spilled, and no lease fails."""
+
+    budget = 4 << 20
+
+    def create(self, name: str) -> Arena:
+        self.folder = tempfile.mkdtemp(prefix="loom-machine-")
+        return Arena.create(name, self.budget, FullPolicy("spill", 1.0, self.folder))
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "folder"):
+            os.rmdir(self.folder)
+
+
 TestArenaMachine = ArenaMachine.TestCase
 TestArenaMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestSpillingMachine = SpillingMachine.TestCase
+TestSpillingMachine.settings = settings(max_examples=30, stateful_step_count=60, deadline=None)

@@ -283,6 +283,52 @@ def test_what_is_no_reference_is_stale(receiver: Arena, reference: Reference) ->
     assert receiver.recall(reference) is False
 
 
+def test_a_second_release_does_not_free_what_took_the_place(node: Arena, sender: Arena, receiver: Arena) -> None:
+    first = sender.lease(5000)
+    first.release()
+    second = sender.lease(5000)
+    assert (second.segment, second.index) == (first.segment, first.index)
+    memoryview(second)[:] = b"2" * 5000
+    taken = receiver.accept(sender.send(second)[0])
+    for _ in range(3):
+        first.release()
+        second.release()
+    third = sender.lease(5000)
+    memoryview(third)[:] = b"3" * 5000
+    assert bytes(taken) == b"2" * 5000
+    assert third.index != second.index
+    for _ in range(3):
+        taken.release()
+        third.release()
+    assert settled(node, sender, receiver).blocks == 0
+
+
+def test_a_reference_to_an_older_lease_of_the_same_place_is_stale(node: Arena, sender: Arena, receiver: Arena) -> None:
+    """Every number right but the block's generation, or the token's."""
+    first = sender.lease(5000)
+    old, _ = sender.send(first)
+    receiver.accept(old).release()
+    first.release()
+    sender.collect()
+    second = sender.lease(5000)
+    new, _ = sender.send(second)
+    assert (new[:2], new[6]) == (old[:2], old[6])
+    assert new[2] > old[2]
+    assert new[7] > old[7]
+    for stale in (old, (*new[:2], old[2], *new[3:]), (*new[:7], old[7]), (*old[:7], new[7])):
+        for _ in range(2):
+            with pytest.raises(StaleReference):
+                receiver.accept(stale)
+            with pytest.raises(StaleReference):
+                node.accept(stale)
+        assert not sender.recall(stale) or stale[7] == new[7]
+        if stale[7] == new[7]:  # recalled: what matters there is the token alone
+            new, _ = sender.send(second)
+    receiver.accept(new).release()
+    second.release()
+    assert settled(node, sender, receiver).in_flight == 0
+
+
 def test_too_many_references_in_flight(node: Arena, sender: Arena, receiver: Arena) -> None:
     block = sender.lease(8)
     references = [sender.send(block)[0] for _ in range(_native.TOKEN_LIMIT)]

@@ -193,7 +193,7 @@ def test_unknown_keys_of_a_child() -> None:
         ('actor = "m:A"\nkwargs = [1]', ".kwargs: expected a table"),
         ('actor = "m:A"\nmailbox = 5', ".mailbox: expected a table"),
         ('actor = "m:A"\nmailbox = { capacity = 0 }', ".mailbox.capacity: expected"),
-        ('actor = "m:A"\nmailbox = { policy = "refuse" }', ".mailbox.policy: expected"),
+        ('actor = "m:A"\nmailbox = { policy = "refuze" }', ".mailbox.policy: expected"),
         ('actor = "m:A"\nlimits = { memory_bytes = 1 }', ".limits.memory_bytes: expected"),
         ('actor = "m:A"\nlimits = { memory_bytes = "2 gigs" }', ".limits.memory_bytes: expected a size such as"),
         ('actor = "m:A"\nlimits = { memory = 1 }', ".limits.memory: expected a known key"),
@@ -237,6 +237,33 @@ def test_wrong_child(lines: str, where: str) -> None:
 )
 def test_wrong_node_and_supervisor(text: str, start: str) -> None:
     assert refusal(text).startswith(start)
+
+
+def test_templates_and_significant_children() -> None:
+    text = """
+    [supervisor]
+    auto_shutdown = "any"
+    [[supervisor.child]]
+    actor = "m:Job"
+    restart = "transient"
+    significant = true
+    [[supervisor.child]]
+    name = "sessions"
+    [supervisor.child.supervisor]
+    strategy = "simple_one_for_one"
+    backoff = { base_s = 0.5, reset_after_s = 60 }
+    [[supervisor.child.supervisor.child]]
+    actor = "m:Session"
+    restart = "temporary"
+    """
+    spec = config.parse(text).supervisor
+    job, sessions = spec.children
+    assert (spec.auto_shutdown, job.significant) == ("any", True)
+    assert sessions.supervisor is not None
+    assert sessions.supervisor.strategy == "simple_one_for_one"
+    assert sessions.supervisor.backoff.reset_after_s == 60
+    wrong = "[[supervisor.child]]\nactor='m:A'\nrestart='transient'\nsignificant = true"
+    assert refusal(wrong).startswith("$.supervisor.child[0].significant: expected false, as the supervisor's")
 
 
 def test_child_with_one_bracket() -> None:

@@ -45,6 +45,28 @@ def test_nothing_is_amiss_with_a_good_machine() -> None:
         ("/dev/shm", "problem", {"shm_free_bytes": 4096}, "no node can start", "remove files"),
         ("/dev/shm", "warning", {"shm_size_bytes": 64 * MIB, "shm_free_bytes": 9 * MIB}, "as containers", "--shm-size"),
         ("/dev/shm", "warning", {"shm_free_bytes": 255 * MIB}, "255 MiB", "'arena' in [node]"),
+        ("spill folder", "warning", {"spill": "/x", "spill_error": "no such folder"}, "/x: no such", "arena_spill"),
+        (
+            "spill folder",
+            "warning",
+            {"spill": "/x", "spill_free_bytes": 255 * MIB},
+            "/x: 255 MiB free: less than the arena's 256 MiB",
+            "free space there",
+        ),
+        (
+            "spill folder",
+            "warning",
+            {"spill": "/x", "spill_free_bytes": 999 * MIB, "spill_kind": "btrfs"},
+            "on btrfs, where a reservation need not hold",
+            "ext4",
+        ),
+        (
+            "spill folder",
+            "warning",
+            {"spill": "/x", "spill_free_bytes": 999 * MIB, "spill_kind": "tmpfs"},
+            "which is memory too",
+            "use a disk",
+        ),
         ("RemoveIPC", "warning", {"remove_ipc": True}, "those of running nodes too", "enable-linger"),
         ("open files", "warning", {"files_soft": 1024, "files_hard": 4096}, "1024 open files", "ulimit -n 4096"),
         ("open files", "warning", {"files_soft": 1024, "files_hard": None}, "any number", "ulimit -n 4096"),
@@ -202,3 +224,21 @@ def test_a_part_that_cannot_be_imported_is_a_finding(monkeypatch: pytest.MonkeyP
     finding = check(look())[1]
     assert (finding.name, finding.status) == ("native core", "problem")
     assert "undefined symbol: PyFoo" in finding.found
+
+
+def test_a_spill_folder_that_will_do() -> None:
+    assert found("spill folder", spill="/x", spill_free_bytes=256 * MIB, spill_kind="ext4").status == "ok"
+    assert found("spill folder", spill="/x", spill_free_bytes=5 * MIB, arena_bytes=5 * MIB).status == "ok"
+    assert found("spill folder").status == "ok"
+
+
+def test_the_facts_of_a_spill_folder(tmp_path: Path) -> None:
+    facts = look(str(tmp_path), 4 * MIB)
+    assert (facts.spill, facts.spill_error, facts.arena_bytes) == (str(tmp_path), "", 4 * MIB)
+    about = os.statvfs(tmp_path)
+    assert 0 < facts.spill_free_bytes <= about.f_blocks * about.f_frsize
+    assert list(tmp_path.iterdir()) == []
+    assert look("/dev/shm").spill_kind == "tmpfs"
+    assert look("/proc").spill_kind == "proc"
+    assert look("/proc").spill_error != ""
+    assert look(str(tmp_path / "absent")).spill_error == "No such file or directory"

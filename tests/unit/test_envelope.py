@@ -38,6 +38,7 @@ EVERY_FIELD: dict[str, Any] = {
     "credit": 8,
     "buffers": [None, [0, 1, 2, 0, 64, 0, 5, 9]],
     "bulk_body": True,
+    "ticket": 12,
     "body": [[1, None], {"by": b"x"}],
 }
 

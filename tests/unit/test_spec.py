@@ -266,20 +266,7 @@ def test_the_roots_name_is_reserved() -> None:
     assert "expected a name that is not reserved, got 'root'" in refusal(ChildSpec, Index, name="root")
 
 
-# --- Not available yet -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        (MailboxSpec, {"policy": "refuse"}),
-        (MailboxSpec, {"policy": "drop_oldest"}),
-    ],
-)
-def test_not_available_yet(kind: type, fields: dict[str, Any]) -> None:
-    text = refusal(kind, **fields)
-    assert "not available yet" in text
-    assert f"{kind.__name__}.{next(iter(fields))}: " in text
+# --- Limits ---
 
 
 @pytest.mark.parametrize(
@@ -328,7 +315,11 @@ def test_limits_of_hanging(field: str) -> None:
 
 def test_mailbox() -> None:
     assert ChildSpec(Index, mailbox=MailboxSpec(5)).mailbox.capacity == 5
-    assert "MailboxSpec.capacity: expected a whole number >= 1" in refusal(MailboxSpec, 0)
+    assert "MailboxSpec.capacity: expected a whole number from 1 to 2147483648" in refusal(MailboxSpec, 0)
+    assert "MailboxSpec.policy: expected 'wait', 'refuse' or 'drop_oldest', got 'drop'" in refusal(
+        MailboxSpec, 5, "drop"
+    )
+    assert "MailboxSpec.on_death: expected 'dead_letter' or 'hand_on'" in refusal(MailboxSpec, on_death="keep")
     assert "ChildSpec.mailbox: expected a MailboxSpec, got 5 (int)" in refusal(ChildSpec, Index, mailbox=5)
 
 
