@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from loom.actor import board as rows
 from loom.actor.dead_letter import KEPT, DeadLetter, letter
 from loom.actor.links import Links
-from loom.actor.mailbox import Mailbox
+from loom.actor.mailbox import Mailbox, is_lane, participant_of
 from loom.actor.once import Once, Outcome
 from loom.errors import ActorDied, LoomError, MailboxFull, NotSendable, Rejected, StoreError
 from loom.telemetry import Throttle, log
@@ -230,7 +230,11 @@ class Answers:
         """Send one answer; False when the caller is gone. Raises: ArenaFull (L3003)."""
         header = message.header
         answer = Envelope(self._links.next_id(), kind, sender=self._name, correlation_id=header.id)
-        parts = frames.pack(answer, body, self._arena, header.participant, header.deadline)
+        route = message.route[0]
+        if is_lane(route):
+            parts = frames.pack(answer, body, self._arena, participant_of(route), header.deadline, is_whole=True)
+        else:
+            parts = frames.pack(answer, body, self._arena, header.participant, header.deadline)
         if self._mailbox.send([*message.route, *parts]):
             if answer.buffers:
                 self._links.collect_soon()
@@ -246,8 +250,8 @@ class Answers:
 
     def probe(self, message: Message) -> bool:
         """Whether the caller of `message` can still be reached."""
-        answer = Envelope(self._links.next_id(), envelope.PING)
-        return self._mailbox.send([*message.route, *frames.pack(answer, PING_BODY, None, -1)])
+        ping = envelope.encode(Envelope(self._links.next_id(), envelope.PING, body=envelope.NIL))
+        return self._mailbox.reaches([*message.route, ping])
 
     def discard(self, message: Message) -> None:
         """Let go of the shared memory that came with a message that is not run."""

@@ -1,11 +1,12 @@
 """Channel: this process's link to one incarnation of an actor, and the asks that are pending on it.
 
-One DEALER socket, connected straight to the actor's mailbox; one pidfd, so that its death is known the moment the
-kernel knows it. Any thread may use a channel: the socket is touched under a lock only, and waiting happens on the
-file descriptors, outside the lock.
+One line, straight to the actor's mailbox (line.py); one pidfd, so that its death is known the moment the kernel knows
+it. Any thread may use a channel: the line is touched under a lock only, and waiting happens on the file descriptors,
+outside the lock.
 
-ZeroMQ's descriptor is edge-triggered: any operation on the socket may swallow the edge. Hence the rule throughout:
-whoever touched the socket drains it before letting go of the lock, and wakes the threads whose replies it found.
+A socket's descriptor is edge-triggered: any operation may swallow the edge. A lane's bell is rung once for all who
+sleep by it. Hence the rule throughout: whoever touched the line drains it before letting go of the lock, wakes the
+threads whose replies it found, and has the bell ring again for those that still sleep.
 """
 
 from __future__ import annotations
@@ -19,20 +20,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import zmq
-
-from loom.actor import sockets
 from loom.actor.address import Address, open_pidfd
 from loom.actor.backlog import DEFAULT_PRIORITY
 from loom.actor.board import OPEN, STALE
 from loom.actor.gate import Gate
+from loom.actor.line import Line, open_line
 from loom.actor.lost import settle
 from loom.actor.reply import Reply
 from loom.clock import monotonic, wall
 from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, NodeDown, StaleReference, UsageError
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures, frames
-from loom.wire.envelope import Envelope
+from loom.wire.envelope import NIL, Envelope
 
 if TYPE_CHECKING:
     from loom.actor.links import Links
@@ -49,8 +48,6 @@ ROOM_S = 0.001
 
 LINGER_MS = 1000
 """How long a closing connection may take to get rid of what was sent on it."""
-
-_NIL = b"\xc0"
 
 
 class Channel:
@@ -75,22 +72,22 @@ class Channel:
         self._on_room: Callable[[object], None] | None = None
         self._loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._pollers = threading.local()
-        self._socket = links.context.socket(zmq.DEALER)
-        self._socket.set(zmq.SNDHWM, HIGH_WATER_MARK if self.gate is None else 0)  # the gate is the bound
-        self._socket.set(zmq.RCVHWM, 0)  # as many replies as we asked for, as many items as we gave credit for
-        self._socket.set(zmq.RECONNECT_IVL, 1)
-        self._socket.set(zmq.RECONNECT_IVL_MAX, 100)
-        self._fd = int(self._socket.get(zmq.FD))
         self._pidfd = open_pidfd(address.pid, address.start_time)
         self.dead = self._pidfd is None
         self.is_ordered = True
         """Whether all messages had the same priority, so that they begin in the order they were sent."""
+        self._sleepers = 0
+        self._line: Line | None = None
+        self._fd = -1
         if self.dead:
-            self._socket.close()
             if self.gate is not None:
                 self.gate.close()
         else:
-            self._socket.connect(address.endpoint)
+            mark = HIGH_WATER_MARK if self.gate is None else 0  # the gate is the bound
+            # The node is asked rarely, and by everybody: a lane for each would only take memory.
+            arena = links.arena.name if links.arena is not None and heir is not None else ""
+            self._line = open_line(links.context, arena, links.participant, address.endpoint, mark)
+            self._fd = self._line.fd
             links.channels.add(self)
 
     # --- sending ---
@@ -108,6 +105,7 @@ class Channel:
         header.timestamp = wall()
         header.ticket = gate.ticket
         parts = self._pack(header, body)
+        overflows = False
         with self._lock:
             code = STALE if parts is None or self.dead else gate.admit()
             if parts is not None and code == OPEN:
@@ -120,6 +118,7 @@ class Channel:
                         self._wake(reply)
                 gate.remember(header, body)
                 self._send(parts)
+                overflows = bool(self._outbox)
                 if len(self._pending) > (reply is not None) or self._loops or self._streams:
                     self._drain()  # somebody else may be waiting for the edge that this swallowed
         if header.buffers:
@@ -127,6 +126,8 @@ class Channel:
                 self._links.collect_soon()
             else:
                 frames.recall(header.buffers, self._arena)
+        if overflows:
+            self._links.pump.add(self)
         if self._callbacks:
             self._run_callbacks()
         return code
@@ -173,7 +174,7 @@ class Channel:
             is_asked = self._on_room is not None
             self._on_room = callback
             if not self.dead and not is_asked:
-                self._send([envelope.encode(Envelope(self._links.next_id(), envelope.ROOM)), _NIL])
+                self._send([envelope.encode(Envelope(self._links.next_id(), envelope.ROOM, body=NIL))])
                 self._drain()
         self._run_callbacks()
 
@@ -186,7 +187,8 @@ class Channel:
         if header.buffers:  # packed before, for another incarnation, or when there was no room
             header.buffers, header.bulk_body = (), False
         try:
-            parts = frames.pack(header, body, self._arena, self.address.participant)
+            is_whole = self._line is not None and self._line.is_whole
+            parts = frames.pack(header, body, self._arena, self.address.participant, is_whole=is_whole)
         except StaleReference:
             return None
         return parts if not header.buffers or self._links.is_current(self.address) else None
@@ -220,9 +222,10 @@ class Channel:
         self._control(header)
 
     def _control(self, header: Envelope) -> None:
+        header.body = NIL
         with self._lock:
             if not self.dead:
-                self._send([envelope.encode(header), _NIL])
+                self._send([envelope.encode(header)])
                 self._drain()
         self._run_callbacks()
 
@@ -239,13 +242,9 @@ class Channel:
 
     def _send(self, parts: list[Any]) -> None:
         """Lock held: send, or leave it in the outbox when the actor is behind."""
-        if not self._outbox:
-            try:
-                sockets.send(self._socket, parts)
-                return
-            except zmq.Again:
-                pass
-        self._outbox.append(parts)
+        assert self._line is not None
+        if self._outbox or not self._line.send(parts):
+            self._outbox.append(parts)
 
     def _wait_for_room(self) -> None:
         """The outbox is not empty: a thread waits until it is, a coroutine leaves that to its event loop."""
@@ -287,6 +286,8 @@ class Channel:
             if self._callbacks:
                 self._run_callbacks()  # these may settle this very reply
                 continue
+            if self._line is not None and not self.dead and self._line.spin():
+                continue
             timeout_s = None if until is None else until - monotonic()
             if timeout_s is not None and timeout_s <= 0:
                 reply.wakers.discard(waker)
@@ -308,7 +309,8 @@ class Channel:
 
     def _on_readable(self) -> None:
         with self._lock:
-            if not self.dead:
+            if not self.dead and self._line is not None:
+                self._line.wake()
                 self._drain()
         if not self.dead and self._exited():
             self._bury()
@@ -342,35 +344,60 @@ class Channel:
                 poll.register(self._fd, select.POLLIN)
                 poll.register(self._pidfd or -1, select.POLLIN)
                 self._pollers.poll = poll
+        with self._lock:
+            self._sleepers += 1
+            is_awake = not self.dead and self._line is not None and not self._line.rest()
         readable = False
-        for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000 + 0.5):
+        for fd, _ in poll.poll(0 if is_awake else None if timeout_s is None else timeout_s * 1000 + 0.5):
             if fd == self._fd:
                 readable = True
             elif fd == waker:
                 os.eventfd_read(fd)
             elif fd == self._pidfd:
                 self._bury()
+        with self._lock:
+            self._sleepers -= 1
+            if readable and not self.dead and self._line is not None:
+                self._line.wake()
         return readable
 
     def _drain(self, *, expected: bool = False) -> None:
         """Lock held: read all there is that anybody waits for, then send what waits."""
+        line = self._line
+        assert line is not None
         if self._dropped:
             self._end_dropped()
         while True:
-            parts = sockets.receive(self._socket, expected=expected)
+            parts = line.receive(expected=expected)
             expected = False
             if parts is not None:
                 self._receive(parts)
-                if not self._pending and not self._outbox and self._on_room is None and not self._streams:
+                if not (self._pending or self._outbox or self._streams or line.is_whole) and self._on_room is None:
                     return
-            elif self._outbox:
-                try:
-                    sockets.send(self._socket, self._outbox[0])
-                except zmq.Again:
-                    return
+            elif self._outbox and line.send(self._outbox[0]):
                 self._outbox.popleft()
-            else:
+            elif not (self._sleepers or self._loops) or line.rest():
                 return
+
+    def pump(self) -> bool:
+        """Send what waits, as far as there is room; whether nothing waits any more."""
+        with self._lock:
+            if self.dead or self._line is None:
+                return True
+            self._line.wake()
+            self._drain()
+            is_done = not self._outbox
+            if not is_done:
+                self._line.rest()
+        self._run_callbacks()
+        return is_done
+
+    def register(self, poll: select.poll) -> None:
+        """Have `poll` tell when there may be room, or the actor has died."""
+        with self._lock:
+            if not self.dead and self._pidfd is not None:
+                poll.register(self._fd, select.POLLIN)
+                poll.register(self._pidfd, select.POLLIN)
 
     def _receive(self, parts: list[bytes]) -> None:
         """Lock held: one message from the actor."""
@@ -433,8 +460,8 @@ class Channel:
         while self._dropped:
             call_id = self._dropped.popleft()
             if self._streams.pop(call_id, None) is not None and not self.dead:
-                header = Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=call_id)
-                self._send([envelope.encode(header), _NIL])
+                header = Envelope(self._links.next_id(), envelope.CANCEL, correlation_id=call_id, body=NIL)
+                self._send([envelope.encode(header)])
 
     def _announce(self, reply: Reply) -> None:
         """Lock held: wake the threads that wait for `reply`, and queue its callbacks."""
@@ -513,7 +540,8 @@ class Channel:
                     loop.remove_reader(self._fd)
                     loop.remove_reader(pidfd)
                 os.close(pidfd)
-            self._socket.close(linger_ms)
+            if self._line is not None:
+                self._line.close(linger_ms)
             return orphans
 
     def loops(self) -> list[asyncio.AbstractEventLoop]:

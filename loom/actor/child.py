@@ -201,7 +201,7 @@ def _live(order: Order, control: Control) -> int:
     arenas.use(arena)
     board = Board.attach(order.arena)
     links = Links(order.node, arena, board, owner=order.name)
-    mailbox = Mailbox(links.context, order.endpoint)
+    mailbox = Mailbox(links.context, order.endpoint, order.arena)
     heartbeat = Heartbeat(board.words, order.row)
     fds = heartbeat.start() if order.is_watched else []
     control.send({"hello": os.getpid(), "start": start_time_of(), "participant": arena.participant}, fds)

@@ -23,6 +23,7 @@ from loom.actor.address import Address, start_time_of
 from loom.actor.board import Board
 from loom.actor.channel import LINGER_MS, Channel, running_loop
 from loom.actor.dead_letter import KEPT, DeadLetter
+from loom.actor.pump import Pump
 from loom.actor.reply import Reply
 from loom.actor.target import Target
 from loom.arena import Arena, forget
@@ -78,6 +79,7 @@ class Links:
         self._is_collecting = False
         self._collect_until = 0.0
         self.has_sent = False
+        self.pump = Pump()
         self.channels: set[Channel] = set()
         """Every open channel, those of dead incarnations that nobody reads included."""
         self.node = Channel(self, node)
@@ -197,6 +199,7 @@ class Links:
     def abandon(self) -> None:
         """After a fork, in the child: the sockets are the parent's, and every call through them ends as NodeDown."""
         self._is_abandoned = True
+        self.pump.abandon()
         self.why_down = lambda: "this connection belongs to the process that forked this one; call loom.connect() anew"
         for channel in self.channels:
             channel.abandon()

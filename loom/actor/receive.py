@@ -26,7 +26,7 @@ from loom.clock import monotonic
 from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, NoSuchMethod, ProtocolError, Rejected
 from loom.telemetry import log
 from loom.wire import envelope, frames
-from loom.wire.envelope import Envelope
+from loom.wire.envelope import NIL, Envelope
 
 SLICE_NS = 5_000_000
 """How long messages run before the event loop gets to look at timers and control messages."""
@@ -96,7 +96,7 @@ class Receiver:
         self._loop = loop
         self._thread = threading.get_ident()
         self.answers.on_letter = self._report_soon
-        loop.add_reader(self._mailbox.fd, self._on_readable)
+        self._mailbox.watch(loop, self._turn)
         self._schedule()
 
     def _report_soon(self) -> None:
@@ -111,7 +111,8 @@ class Receiver:
         """Begin nothing more; end what is under way, refuse what waits: no caller is left without an answer."""
         assert self._loop is not None
         self._is_stopping = True
-        self._loop.remove_reader(self._mailbox.fd)
+        self._mailbox.unwatch(self._loop)
+        self._mailbox.touch()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -138,40 +139,40 @@ class Receiver:
             self._is_scheduled = True
             self._loop.call_soon(self._turn)
 
-    def _on_readable(self) -> None:
-        """A message, most likely: when nothing else waits it is run at once, before a look for more."""
-        if not self._backlog and not self._is_stopping:
-            parts = self._mailbox.receive(expected=True)
-            if parts is not None:
-                self._admit(parts)
-        self._turn()
-
     def _turn(self) -> None:
         """Run what is there, for a slice of time at most."""
         self._is_scheduled = False
         if self._is_stopping:
             return
-        if self._mailbox.unsent:
-            self._mailbox.flush()
+        mailbox, backlog, ready = self._mailbox, self._backlog, self._streams.ready
         until = monotonic_ns() + SLICE_NS
-        backlog, ready = self._backlog, self._streams.ready
+        if not backlog:
+            parts = mailbox.receive()
+            if parts is not None:
+                self._admit(parts)
         if len(backlog) != 1:  # a single one, just read, is run at once; in a queue the urgent overtake
             self._fill(self._most)
-        while backlog or ready:
-            if backlog:
-                self._run(backlog.pop())
-                if self._room_for:
-                    self._tell_of_room()
-            if ready:
-                self._streams.step()
-            if self._is_stopping:
-                return
-            if not backlog:
-                self._fill(self._most)  # sending may have swallowed the socket's edge, so look once more
-            if monotonic_ns() > until:
-                self._schedule()
-                return
-        if self._mailbox.unsent and self._loop is not None:
+        while True:
+            while backlog or ready:
+                if backlog:
+                    self._run(backlog.pop())
+                    if self._room_for:
+                        self._tell_of_room()
+                if ready:
+                    self._streams.step()
+                if self._is_stopping:
+                    return
+                if not backlog:
+                    self._fill(self._most)  # sending may have swallowed the socket's edge, so look once more
+                if monotonic_ns() > until:
+                    self._schedule()
+                    return
+            if mailbox.unsent:
+                mailbox.flush()
+            if mailbox.rest():
+                break
+            self._fill(self._most)
+        if mailbox.unsent and self._loop is not None:
             self._loop.call_later(RETRY_S, self._schedule)
 
     def _fill(self, until: int | None) -> None:
@@ -299,7 +300,7 @@ class Receiver:
             return
         waiting, self._room_for = self._room_for, []
         for route in waiting:
-            self._mailbox.send([*route, envelope.encode(Envelope(self.answers.next_id(), envelope.ROOM)), b"\xc0"])
+            self._mailbox.send([*route, envelope.encode(Envelope(self.answers.next_id(), envelope.ROOM, body=NIL))])
 
     def _arguments(self, message: Message) -> tuple[Any, Any]:
         value = frames.read(message.header, message.parts, self._arena)
@@ -339,7 +340,7 @@ class Receiver:
             self.answers.returned(message, result)
         finally:
             self.answers.count(rows.RUNNING, -1)
-            self._schedule()  # sending may have swallowed the socket's edge
+            self._schedule()  # sending may have swallowed the socket's edge, and cost the inbox its rest
 
     # --- what callers say about calls they have made ---
 
@@ -379,6 +380,7 @@ class Receiver:
             return True
         if self._loop is None or threading.get_ident() != self._thread:
             return self._is_cancelled
+        self._mailbox.touch()
         stepping = self._streams.stepping
         if stepping is not None:
             self._fill(self._most)
@@ -392,12 +394,14 @@ class Receiver:
     def settle(self, ticket: int, sent: int) -> None:
         """The sender with that ticket is dead: what it had let in and never came is a dead letter."""
         assert self._loop is not None
+        self._mailbox.touch()
         self._fill(None)
         self._loop.call_later(SETTLE_S, self._settle, ticket, sent)
 
     def _settle(self, ticket: int, sent: int) -> None:
         if self._is_stopping:
             return
+        self._mailbox.touch()
         self._fill(None)
         self._schedule()
         if self._backlog.find(lambda message: message.header.ticket == ticket) is not None:

@@ -205,7 +205,7 @@ class NodeProcess:
         folder.write(Facts(boot.name, os.getpid(), address.start_time, boot_id(), boot.cookie, arena_name))
 
         links = Links(address, arena, board, owner="node")
-        mailbox = Mailbox(links.context, folder.endpoint)
+        mailbox = Mailbox(links.context, folder.endpoint, "")
         keeping = Keeping(boot.state or str(folder.path / "state"), durable=bool(boot.state))
         site = Site(launcher, board, arena, folder.path, address, boot.cookie, keeping)
         self._watch(loop)

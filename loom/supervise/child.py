@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loom.actor import board as rows
+from loom.actor import line
 from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.child import Order
@@ -264,6 +265,7 @@ class ActorChild(Child):
             os.unlink(process.order.endpoint.removeprefix("ipc://"))
         except FileNotFoundError:
             pass
+        line.remove_remains(site.arena.name, process.order.endpoint)
         site.limiter.end(process.order)
         site.orphans.sweep()
         if process.participant >= 0:

@@ -78,8 +78,10 @@ def _carries(pid: int, cookie: str) -> bool:
 
 
 def remove_shared_memory(arena_name: str) -> None:
-    """Unlink a dead node's arena, with what it spilled, its status board and its ledger."""
+    """Unlink a dead node's arena, with what it spilled, its status board, its ledger and its actors' inboxes."""
     destroy_files(arena_name)
+    for inbox in Path("/dev/shm").glob(f"{arena_name}.*.inbox"):
+        inbox.unlink(missing_ok=True)
     for kind in ("board", "ledger"):
         (Path("/dev/shm") / f"{arena_name}.{kind}").unlink(missing_ok=True)
 

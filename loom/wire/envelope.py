@@ -36,6 +36,8 @@ _Participant = Annotated[int, msgspec.Meta(ge=-1)]
 
 
 _ABSENT = msgspec.Raw()
+NIL = msgspec.Raw(b"\xc0")
+"""The body of messages that have nothing to say."""
 
 
 class Envelope(msgspec.Struct, omit_defaults=True, gc=False):

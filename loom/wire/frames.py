@@ -34,24 +34,33 @@ encode_bytes = msgspec.msgpack.Encoder().encode
 decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
 
-def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int, deadline: float = 0.0) -> list[Any]:
+def pack(
+    envelope: Envelope,
+    body: Body,
+    arena: Arena | None,
+    receiver: int,
+    deadline: float = 0.0,
+    *,
+    is_whole: bool = False,
+) -> list[Any]:
     """Frames of one message; sets `encoding`, `body` and `buffers` of the envelope.
 
     `receiver`: the peer's arena participant, -1 when it has none. An array that lives in the arena is sealed by this:
     it turns read-only for its sender too. `deadline`: until when it may wait for room in the arena, where the policy is
-    to wait; 0 for that of the envelope.
+    to wait; 0 for that of the envelope. `is_whole`: one frame only, so that what is not small goes through the arena.
     Raises: ArenaFull (L3003) when a buffer finds no room; NotSendable (L1004) when it would need the arena.
     """
     envelope.encoding = body.encoding
     data = body.data
     shared = arena if receiver >= 0 else None
+    least = 0 if is_whole else ARENA_BYTES
     frames: list[Any] = [b""]
     if type(data) is bytes and len(data) <= INLINE_BODY_BYTES:
         envelope.body = msgspec.Raw(data if body.encoding == MSGPACK else encode_bytes(data))
         if not body.buffers:
             frames[0] = encode(envelope)
             return frames
-    elif shared is not None and body.size_bytes >= ARENA_BYTES:
+    elif shared is not None and body.size_bytes >= least:
         envelope.bulk_body = True
     else:
         frames.append(_frame(data, body.size_bytes))
@@ -59,7 +68,7 @@ def pack(envelope: Envelope, body: Body, arena: Arena | None, receiver: int, dea
     try:
         for buffer in body.buffers:
             size_bytes = buffer.nbytes if hasattr(buffer, "nbytes") else memoryview(buffer).nbytes
-            if shared is not None and size_bytes >= ARENA_BYTES:
+            if shared is not None and size_bytes >= least:
                 reference, copied = shared.send(buffer, receiver, None, deadline or envelope.deadline)
                 places.append(reference)
                 if not copied:

@@ -151,13 +151,14 @@ static int ring_read(const unsigned char *ring, uint64_t *head, uint64_t tail, c
 
 struct place { /* what the receiver knows of a lane */
     uint64_t head, answer_tail, session;
-    int bell;
+    int bell; /* its descriptor + 1: all zeros is a lane that was never looked at, so that most pages are not touched */
     bool known, broken;
 };
 
 struct loom_inbox {
     struct loom_inbox_head *mail;
     char path[PATH_SIZE], bells[PATH_SIZE];
+    pid_t owner;
     int fd, bell;
     uint32_t sleep;          /* the even number that says awake */
     uint64_t mine[WORDS];    /* lanes to look at */
@@ -189,7 +190,6 @@ int loom_inbox_create(const char *name, const char *bells, loom_inbox **out) {
     loom_inbox *made = calloc(1, sizeof *made);
     if (!made) return LOOM_RING_MEMORY;
     made->fd = made->bell = -1;
-    for (uint32_t lane = 0; lane < LOOM_LANES; lane++) made->places[lane].bell = -1;
     int code = LOOM_RING_USAGE;
     void *mail = MAP_FAILED;
     bool own = false;
@@ -207,6 +207,7 @@ int loom_inbox_create(const char *name, const char *bells, loom_inbox **out) {
     if (mail == MAP_FAILED) goto failed;
     made->bell = bell_open(bell, true);
     if (made->bell < 0) goto failed;
+    made->owner = getpid();
     made->mail = mail;
     made->mail->version = LOOM_INBOX_VERSION;
     made->mail->lanes = LOOM_LANES;
@@ -228,10 +229,12 @@ failed:;
 void loom_inbox_close(loom_inbox *mailbox) {
     char bell[PATH_SIZE];
     mailbox_bell_path(bell, mailbox->bells);
-    unlink(bell);
-    unlink(mailbox->path);
+    if (getpid() == mailbox->owner) { /* not in a fork of it */
+        unlink(bell);
+        unlink(mailbox->path);
+    }
     for (uint32_t lane = 0; lane < LOOM_LANES; lane++)
-        if (mailbox->places[lane].bell >= 0) close(mailbox->places[lane].bell);
+        if (mailbox->places[lane].bell) close(mailbox->places[lane].bell - 1);
     munmap(mailbox->mail, LOOM_INBOX_SIZE);
     close(mailbox->bell);
     close(mailbox->fd);
@@ -258,14 +261,14 @@ static int place_know(loom_inbox *mailbox, uint32_t lane) {
 static void ring_sender(loom_inbox *mailbox, struct loom_lane_control *control, uint32_t lane) {
     struct place *place = &mailbox->places[lane];
     uint64_t session = atomic_load_explicit(&control->session, memory_order_acquire);
-    if (place->bell < 0 || place->session != session) { /* another sender, another FIFO */
+    if (!place->bell || place->session != session) { /* another sender, another FIFO */
         char path[PATH_SIZE];
         lane_bell_path(path, mailbox->bells, lane);
-        if (place->bell >= 0) close(place->bell);
-        place->bell = bell_open(path, false); /* none: the sender is gone */
+        if (place->bell) close(place->bell - 1);
+        place->bell = bell_open(path, false) + 1; /* none: the sender is gone */
         place->session = session;
     }
-    bell_ring(place->bell);
+    bell_ring(place->bell - 1);
 }
 
 /* The lane is read as far as it will be for now. */
