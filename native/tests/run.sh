@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the arena core without Python and runs its tests: AddressSanitizer with UBSan, then ThreadSanitizer.
+# Builds the native core without Python and runs its tests: AddressSanitizer with UBSan, then ThreadSanitizer.
 #   native/tests/run.sh [fuzz seed] [fuzz rounds] [thread rounds]
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,6 +12,10 @@ $cc $flags $memory src/arena_*.c tests/test_arena.c -o "$out/arena" -lpthread
 $cc $flags $memory src/arena_*.c tests/test_fuzz.c -o "$out/fuzz" -lpthread
 $cc $flags -fsanitize=thread -Dmmap=one_mapping_mmap -Dmunmap=one_mapping_munmap \
   src/arena_*.c tests/one_mapping.c tests/test_threads.c -o "$out/threads" -lpthread
+$cc $flags $memory src/mailbox_gate.c tests/test_mailbox.c -o "$out/mailbox" -lpthread
+$cc $flags -fsanitize=thread src/mailbox_gate.c tests/test_mailbox.c -o "$out/mailbox-threads" -lpthread
+"$out/mailbox"
+TSAN_OPTIONS=halt_on_error=1 "$out/mailbox-threads"
 "$out/arena"
 "$out/fuzz" "${1:-1}" "${2:-400}"
 TSAN_OPTIONS=halt_on_error=1 "$out/threads" "${3:-20000}"
