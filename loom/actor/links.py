@@ -170,6 +170,28 @@ class Links:
             participant=self.participant,
         )
 
+    def is_in_loop(self) -> bool:
+        """Whether this thread is running an event loop, and so must not wait."""
+        return running_loop() is not None
+
+    def watch_node(self) -> None:
+        """Have this thread's event loop read what the node says."""
+        loop = running_loop()
+        if loop is not None:
+            self.node.watch(loop)
+
+    def learn_pool(self, name: str) -> Reply:
+        """Ask the node for the members of a pool, which is what the name is from now on."""
+        from loom.actor.pool import Members, Pool  # for those who talk to one
+
+        def learn(asking: Reply) -> None:
+            if asking.error is None:
+                self.target(name).pool = Pool(self, name, msgspec.convert(asking.result(), Members))
+
+        asking = self.ask_node("pool", name)
+        asking.add_done_callback(learn)
+        return asking
+
     def report(self, letters: list[DeadLetter]) -> None:
         """Have the node keep these dead letters."""
         if not letters or self.node.dead or self._is_abandoned:

@@ -45,6 +45,7 @@ COMMANDS = {
     "tree": Command("loom.cli.tree", "draw the supervisors and actors of a running node"),
     "arena": Command("loom.cli.arena", "show who has what of a running node's shared memory"),
     "stack": Command("loom.cli.stack", "show what the threads of a running actor are at"),
+    "resize": Command("loom.cli.resize", "change how many members a pool has"),
     "dead-letters": Command("loom.cli.dead_letters", "list the last messages that were not run to their end"),
     "call": Command("loom.cli.call", "call a method of a running actor"),
     "child": Command("loom.cli.child", "start, stop, restart, delete, list or count the children of a supervisor"),

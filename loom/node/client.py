@@ -85,7 +85,7 @@ class Client:
         return self._verbs.spawn(actor, *args, name=name, **kwargs)
 
     def lookup(self, name: str) -> ActorRef:
-        """A reference to a running actor; for the name of a group, to its next member.
+        """A reference to a running actor, or to a pool (ChildSpec(instances=N)), which spreads messages by its routing.
 
         Raises: ActorNotFound (L1003) naming the nearest name; ActorDied (L2001) when it is gone for good.
         """
@@ -143,6 +143,14 @@ class Client:
     def arena(self) -> ArenaReport:
         """Who has what of the node's shared memory. It walks every block: for people, not for every message."""
         return msgspec.convert(self._links.ask_node("arena").result(), ArenaReport)
+
+    def resize(self, pool: str, instances: int) -> list[str]:
+        """Start or stop members of a pool until there are `instances`; returns their names.
+
+        Members that go get nothing new, and some seconds to finish what they have.
+        Raises: ActorNotFound (L1003), ConfigError (L1001), StartFailed (L3001).
+        """
+        return msgspec.convert(self._links.ask_node("resize", pool, instances).result(), list[str])
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The last messages that were not run to their end, oldest first; the node keeps 1000."""
