@@ -186,7 +186,10 @@ class Links:
 
         def learn(asking: Reply) -> None:
             if asking.error is None:
-                self.target(name).pool = Pool(self, name, msgspec.convert(asking.result(), Members))
+                target, members = self.target(name), msgspec.convert(asking.result(), Members)
+                if target.pool is None:
+                    target.pool = Pool(self, name, members)
+                target.pool.members = members
 
         asking = self.ask_node("pool", name)
         asking.add_done_callback(learn)

@@ -47,7 +47,7 @@ class Pool:
         self.name = name
         self.members = members
         self._links = links
-        self._turn = itertools.count()
+        self._turn = itertools.count(links.pid)  # or all processes would begin with the same member
         self._asking: Reply | None = None
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Reply:

@@ -486,6 +486,7 @@ def _describe_child(child: ChildSpec) -> dict[str, Any]:
         "args": _plain(child.args),
         "kwargs": _plain(child.kwargs),
         "instances": child.instances,
+        "routing": child.routing,
         "members": list(child.members),
         "mailbox": msgspec.structs.asdict(child.mailbox),
         "watchdog_s": child.watchdog_s,
