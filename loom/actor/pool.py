@@ -89,16 +89,18 @@ class Pool:
         turn = next(self._turn)
         if members.routing == "least_loaded" and board is not None:
             count = len(members.names)
-            return members.names[min(alive, key=lambda i: (self._load(i), (i - turn) % count))]
+            return members.names[min(alive, key=lambda i: (*self._load(i), (i - turn) % count))]
         return members.names[alive[turn % len(alive)]]
 
-    def _load(self, index: int) -> int:
-        """Messages that wait for a member or run in it, and those that stand in line for it here."""
+    def _load(self, index: int) -> tuple[int, int]:
+        """Messages that wait for a member or run in it, and those that stand in line for it here; then how lately it
+        began the present one, the latest first: of two that are as busy, one may be stuck."""
         board, row = self._links.board, self.members.rows[index]
         assert board is not None
         words, at = board.words, row * rows.WORDS
-        busy = words[at + rows.RUNNING] + (words[at + rows.SINCE_NS] != 0)
-        return board.depth(row) + busy + self._target(self.members.names[index]).line_length
+        since = words[at + rows.SINCE_NS]
+        waiting = board.depth(row) + self._target(self.members.names[index]).line_length
+        return waiting + words[at + rows.RUNNING] + (since != 0), -(since >> 24)  # in steps of 17 ms
 
     def _refresh(self) -> None:
         """Ask the node for the members, when they have changed: a thread waits for them, a coroutine goes on."""
