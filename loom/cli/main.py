@@ -48,7 +48,7 @@ COMMANDS = {
     "resize": Command("loom.cli.resize", "change how many members a pool has"),
     "dead-letters": Command("loom.cli.dead_letters", "list the last messages that were not run to their end"),
     "call": Command("loom.cli.call", "call a method of a running actor"),
-    "child": Command("loom.cli.child", "start, stop, restart, delete, list or count the children of a supervisor"),
+    "child": Command("loom.cli.child", "start, stop, restart, delete, list or count children"),
     "state": Command("loom.cli.state", "list, show or delete what actors keep across restarts"),
     "stop": Command("loom.cli.stop", "stop an actor, a supervisor or a whole node"),
     "doctor": Command("loom.cli.doctor", "check that this machine suits a node, and say what to do if not"),

@@ -115,6 +115,9 @@ class Child:
         """Change its state, and tell those who wait for that."""
         self.state = state
 
+    def empty(self) -> None:
+        """It will never start again: let go of what it was started with, for its death may be remembered for long."""
+
     def row(self) -> ChildState:
         """Its row, as the restart policy wants it."""
         return ChildState(self.name, self.restart, self.state, self.significant)
@@ -312,6 +315,11 @@ class ActorChild(Child):
         self.has_row = False
         self._site.free_row(self.board_row)
         self._announce()
+
+    def empty(self) -> None:
+        """It will never start again: its arguments may be large."""
+        self._process = None
+        self._order = msgspec.structs.replace(self._order, pickled=b"", further=b"")
 
     def revive(self) -> None:
         """It was forgotten, and may start again: take a row. Raises: StartFailed (L3001) when there is none left."""

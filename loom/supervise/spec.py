@@ -383,6 +383,15 @@ def walk(spec: SupervisorSpec, place: tuple[int, ...] = ()) -> Iterator[tuple[tu
             yield from walk(child.supervisor, (*place, index))
 
 
+def is_template(spec: SupervisorSpec, place: Sequence[int]) -> bool:
+    """Whether the child at that place of the tree, as `walk` has it, is a simple_one_for_one supervisor's template."""
+    for index in place[:-1]:
+        below = spec.children[index].supervisor
+        assert below is not None
+        spec = below
+    return spec.strategy == "simple_one_for_one"
+
+
 def check_significant(auto_shutdown: AutoShutdown, significant: bool, where: str = "") -> None:
     """Refuse a child that is significant to a supervisor that does not care. Raises: ConfigError."""
     if significant and auto_shutdown == "never":
