@@ -91,12 +91,17 @@ def _below(name: str, strategy: Any, *children: loom.ChildSpec) -> loom.ChildSpe
 
 def tree() -> loom.SupervisorSpec:
     """The tree; ACTORS are the names in it."""
-    full = loom.MailboxSpec(capacity=10)
+    full = (
+        loom.MailboxSpec(capacity=10),
+        loom.MailboxSpec(capacity=10, policy="refuse"),
+        loom.MailboxSpec(capacity=10, policy="drop_oldest"),
+        loom.MailboxSpec(capacity=10, on_death="hand_on"),
+    )
     keeping = loom.SnapshotSpec(every_messages=1)
     return loom.SupervisorSpec(
         children=(
             *(_child(Player, f"plain.{number}") for number in range(16)),
-            *(_child(Player, f"small.{number}", mailbox=full) for number in range(10)),
+            *(_child(Player, f"small.{number}", mailbox=full[number % len(full)]) for number in range(10)),
             *(_child(Keeper, f"keeper.{number}", snapshot=keeping) for number in range(4)),
             _below("all", "one_for_all", *(_child(Player, f"all.{number}") for number in range(5))),
             _below("rest", "rest_for_one", *(_child(Player, f"rest.{number}") for number in range(7))),
