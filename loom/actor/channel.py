@@ -314,6 +314,11 @@ class Channel:
             self._bury()
         self._run_callbacks()
 
+    @property
+    def unfinished(self) -> int:
+        """Asks without an answer, and messages that wait for room."""
+        return len(self._pending) + len(self._outbox)
+
     def _exited(self) -> bool:
         if self._pidfd is None:
             return False

@@ -153,6 +153,10 @@ class Links:
         header = self.header(envelope.CALL, "node", verb, reply.id)
         self.node.post(header, codec.encode_call(args, {}), reply)
 
+    def unfinished(self) -> int:
+        """What this process has yet to send to other actors, or to hear from them; not from the node."""
+        return sum(channel.unfinished for channel in list(self.channels) if channel is not self.node)
+
     def bury_dead(self) -> None:
         """Close the channels of actors that are gone and that nobody reads from."""
         for channel in list(self.channels):

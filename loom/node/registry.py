@@ -67,6 +67,15 @@ class Registry:
         """Whether there is a group with that name."""
         return name in self._groups
 
+    def set_groups(self, groups: dict[str, tuple[str, ...]]) -> None:
+        """The groups of the node's plan, as they are from now on; those of other children stay."""
+        planned = {name for names in groups.values() for name in names}
+        for group in {self._group_of[name] for name in planned if name in self._group_of} | groups.keys():
+            self._groups.pop(group, None)
+        for group, names in groups.items():
+            self._groups[group] = deque(name for name in names if name in self._children)
+            self._group_of.update(dict.fromkeys(names, group))
+
     def remove_group(self, name: str) -> None:
         """Forget a group that could not be made."""
         self._groups.pop(name, None)

@@ -62,6 +62,7 @@ class Site:
         self.address = address
         self.cookie = cookie
         self.keeping = keeping
+        self.is_draining = False
         self.registry = Registry()
         self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
         self.monitors = Monitors(self.registry)
@@ -144,9 +145,9 @@ class Site:
             raise
         return made
 
-    def make_actor(self, plan: ActorPlan, supervisor: Supervisor) -> ActorChild:
-        """The child that a plan describes, registered and not started. Raises: NameTaken (L1002), StartFailed."""
-        order = Order(
+    def order_of(self, plan: ActorPlan) -> Order:
+        """What an actor of that plan is made from; each start fills in what is its own."""
+        return Order(
             name=plan.name,
             incarnation=0,
             endpoint="",
@@ -165,6 +166,19 @@ class Site:
             limits=plan.limits,
             keeping=msgspec.structs.replace(self.keeping, cadence=plan.snapshot, is_fresh=plan.is_fresh),
         )
+
+    async def try_out(self, plan: ActorPlan) -> Death | None:
+        """Whether the class of a plan can be imported, in a process of its own: None, or how that failed."""
+        order = self.order_of(plan)
+        trial = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, lambda child, death: None)
+        try:
+            return await trial.try_out(trial.order)
+        finally:
+            self.free_row(trial.board_row)
+
+    def make_actor(self, plan: ActorPlan, supervisor: Supervisor) -> ActorChild:
+        """The child that a plan describes, registered and not started. Raises: NameTaken (L1002), StartFailed."""
+        order = self.order_of(plan)
         child = ActorChild(
             self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended, plan.mailbox.on_death
         )
