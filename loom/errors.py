@@ -178,6 +178,12 @@ class StaleReference(LoomError):
     code = "L2009"
 
 
+class UpgradeFailed(LoomError):
+    """An actor was not upgraded, and goes on as it was: it does not come to rest, or its state cannot be saved."""
+
+    code = "L2010"
+
+
 # --- L3xxx: the environment --------------------------------------------------------------------------------------
 
 

@@ -316,6 +316,11 @@ class Channel:
             self._bury()
         self._run_callbacks()
 
+    @property
+    def unfinished(self) -> int:
+        """Asks without an answer, and messages that wait for room."""
+        return len(self._pending) + len(self._outbox)
+
     def _exited(self) -> bool:
         if self._pidfd is None:
             return False
@@ -325,6 +330,12 @@ class Channel:
 
     def sleep(self, until: float) -> None:
         """Read what comes, until something has come or `until` (monotonic seconds) has passed."""
+        with self._lock:
+            if not self.dead:
+                self._drain()  # sending may have swallowed the edge of what has come already
+        if self._callbacks:
+            self._run_callbacks()
+            return
         self._sleep(max(0.0, until - monotonic()), self._links.waker())
         with self._lock:
             if not self.dead:

@@ -13,6 +13,7 @@ import atexit
 import ctypes
 import gc
 import importlib
+import io
 import os
 import pickle
 import random
@@ -36,6 +37,7 @@ from loom.actor.heartbeat import Heartbeat
 from loom.actor.limits import Limits
 from loom.actor.links import Links
 from loom.actor.mailbox import Mailbox
+from loom.actor.questions import Questions
 from loom.actor.receive import Receiver
 from loom.actor.snapshot import Keeping, Snapshots, has_state
 from loom.actor.verbs import Verbs
@@ -60,6 +62,8 @@ class Order(msgspec.Struct):
     `target` is "module:Class", or empty when `pickled` holds the class itself. `pickled` is a pickle of
     (class or None, args, kwargs), `further` one of (None, args, kwargs) that come on top, or empty. `watchdog_s`,
     `start_s`: None for no limit. `cgroup`: the folder of its control group, "" for none.
+    `is_draining`: clients are refused. `replacement`: a pickle of the class that an upgrade put in the other's place.
+    `is_trial`: import the class, and end with Ignore.
     """
 
     name: str
@@ -81,6 +85,9 @@ class Order(msgspec.Struct):
     limits: Limits = limits.NONE
     cgroup: str = ""
     keeping: Keeping | None = None
+    is_draining: bool = False
+    replacement: bytes = b""
+    is_trial: bool = False
 
     @property
     def tag(self) -> str:
@@ -240,6 +247,9 @@ def _live(order: Order, control: Control) -> int:
     life.on_settle = receiver.settle
     context._is_cancelled = receiver.is_cancelled
     life.on_end = receiver.hold
+    life.on_question = Questions(receiver, links, snapshots, control.send).answer
+    if order.is_draining:
+        receiver.refuse_clients()
     receiver.start(loop)
     control.send({"started": True})
     control.socket.setblocking(False)
@@ -261,6 +271,7 @@ class _Life:
         self.on_end: Callable[[], None] = lambda: None
         self.on_settle: Callable[[int, int], None] = lambda ticket, sent: None
         self.on_exit_signal: Callable[[Any], None] = lambda news: None
+        self.on_question: Callable[[int, str], None] = lambda number, what: None
         self._control = control
         self._pong = pong
 
@@ -292,6 +303,8 @@ class _Life:
             self.on_settle(*message["settle"])
         elif "exit_signal" in message:
             self.on_exit_signal(message["exit_signal"])
+        elif "ask" in message:
+            self.on_question(message["ask"], message["what"])
 
 
 async def _end(
@@ -318,16 +331,14 @@ async def _end(
 
 def _make(order: Order, context: Context, control: Control) -> Actor:
     """Import or unpickle the class, and make the instance; `ctx` is there before `__init__` runs."""
-    if order.target:
-        cls = load(order.target)
-        _, args, kwargs = codec.decode_value("pickle", order.pickled)
-    else:
-        cls, args, kwargs = pickle.loads(order.pickled)
+    cls, args, kwargs = _loads(order)
     if order.further:
         _, more, named = codec.decode_value("pickle", order.further)
         args, kwargs = (*args, *more), {**kwargs, **named}
     if not (isinstance(cls, type) and issubclass(cls, Actor)):
         raise ActorImportError(f"expected a subclass of loom.Actor, got {cls!r}")
+    if order.is_trial:
+        raise Ignore("the class can be imported")
     actor = cls.__new__(cls)
     actor.ctx = context
     context.actor = actor
@@ -335,6 +346,31 @@ def _make(order: Order, context: Context, control: Control) -> Actor:
         control.send({"trap": True})
     actor.__init__(*args, **kwargs)  # type: ignore[misc]
     return actor
+
+
+def _loads(order: Order) -> tuple[Any, Any, Any]:
+    """The class, and what it is called with. A class that was replaced need not exist any more."""
+    if not (order.target or order.replacement):
+        found: tuple[Any, Any, Any] = pickle.loads(order.pickled)
+        return found
+    _, args, kwargs = _Lenient(io.BytesIO(order.pickled)).load()
+    cls = pickle.loads(order.replacement) if order.replacement else load(order.target)
+    return cls, args, kwargs
+
+
+class _Lenient(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            if self._is_first:
+                return None
+            raise
+        finally:
+            self._is_first = False
+
+    _is_first = True
+    """The class comes first in an order."""
 
 
 def _restored(order: Order, actor: Actor) -> Snapshots | None:

@@ -155,6 +155,10 @@ class Links:
         header = self.header(envelope.CALL, "node", verb, reply.id)
         self.node.post(header, codec.encode_call(args, {}), reply)
 
+    def unfinished(self) -> int:
+        """What this process has yet to send to other actors, or to hear from them; not from the node."""
+        return sum(channel.unfinished for channel in list(self.channels) if channel is not self.node)
+
     def bury_dead(self) -> None:
         """Close the channels of actors that are gone and that nobody reads from."""
         for channel in list(self.channels):
@@ -171,6 +175,31 @@ class Links:
             accept=envelope.PICKLE,
             participant=self.participant,
         )
+
+    def is_in_loop(self) -> bool:
+        """Whether this thread is running an event loop, and so must not wait."""
+        return running_loop() is not None
+
+    def watch_node(self) -> None:
+        """Have this thread's event loop read what the node says."""
+        loop = running_loop()
+        if loop is not None:
+            self.node.watch(loop)
+
+    def learn_pool(self, name: str) -> Reply:
+        """Ask the node for the members of a pool, which is what the name is from now on."""
+        from loom.actor.pool import Members, Pool  # for those who talk to one
+
+        def learn(asking: Reply) -> None:
+            if asking.error is None:
+                target, members = self.target(name), msgspec.convert(asking.result(), Members)
+                if target.pool is None:
+                    target.pool = Pool(self, name, members)
+                target.pool.members = members
+
+        asking = self.ask_node("pool", name)
+        asking.add_done_callback(learn)
+        return asking
 
     def report(self, letters: list[DeadLetter]) -> None:
         """Have the node keep these dead letters."""

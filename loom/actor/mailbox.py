@@ -26,7 +26,7 @@ from loom.wire.frames import MAX_FRAME_BYTES
 HIGH_WATER_MARK = 4096
 """Messages ZeroMQ may hold for one peer and direction."""
 
-UNSENT = 16384
+UNSENT = 65536
 """Answers that may wait for one peer that does not read; further ones for that peer are dead letters."""
 
 TURNS = 32

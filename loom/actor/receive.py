@@ -88,6 +88,8 @@ class Receiver:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_scheduled = False
         self._is_stopping = False
+        self._is_draining = False
+        self._allowed: frozenset[str] = frozenset()
 
     # --- life ---
 
@@ -106,6 +108,23 @@ class Receiver:
     def hold(self) -> None:
         """Begin no further message; `stop` is to follow."""
         self._is_stopping = True
+
+    def resume(self) -> None:
+        """Go on after a `hold` that no `stop` followed."""
+        self._is_stopping = False
+        self._schedule()
+
+    def refuse_clients(self, but: frozenset[str] = frozenset()) -> None:
+        """Take in no further message from a client, `but` for those methods; what is there already is run."""
+        self._fill(until=None)
+        self._is_draining, self._allowed = True, but
+        self._schedule()
+
+    def left(self) -> int:
+        """How much is yet to be done: messages that wait, those under way, and answers that found no room yet."""
+        self._fill(until=None)
+        self._schedule()  # reading has swallowed the socket's edge
+        return len(self._backlog) + len(self._tasks) + len(self._streams) + self._mailbox.unsent
 
     async def stop(self) -> None:
         """Begin nothing more; end what is under way, refuse what waits: no caller is left without an answer."""
@@ -206,6 +225,11 @@ class Receiver:
                     text = f"actor {self.name!r} has {self._capacity} messages waiting, and its mailbox refuses more"
                     self.answers.rejected(message, MailboxFull(text))
                     return
+            if self._is_draining and not header.sender and header.name not in self._allowed:
+                if self._leaves(message):
+                    text = "the node is draining: it takes no new work, finishes what it has, and stops"
+                    self.answers.rejected(message, Rejected(text))
+                return
             self._backlog.push(message, header.priority)
             if self._drops and len(self._backlog) > self._capacity:
                 oldest = self._backlog.drop()

@@ -48,6 +48,7 @@ class Method:
         priority: int | None = None,
         dedup: str = "",
         kill_after_s: float | None = None,
+        key: str = "",
     ) -> Method:
         """The same method, called with a deadline `timeout_s` from the call, or a priority from 0 to 100.
 
@@ -56,6 +57,7 @@ class Method:
         a new one remembers none, so a call that is repeated over a restart may run once in each.
         `kill_after_s`: when the deadline has passed and the handler still runs that much later, its process is killed,
         and restarted as after any crash. Without it, a handler that is stuck stays so.
+        `key`: of a pool with the routing "consistent_hash", the same key goes to the same member.
         Raises: UsageError (L1008) for what makes no sense.
         """
         if not isinstance(dedup, str) or len(dedup) > DEDUP_MAX_CHARS:
@@ -78,6 +80,7 @@ class Method:
                 self._options.priority if priority is None else priority,
                 dedup or self._options.dedup,
                 self._options.kill_after_s if kill_after_s is None else kill_after_s,
+                key or self._options.key,
             ),
         )
 

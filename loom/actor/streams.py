@@ -57,6 +57,10 @@ class Streams:
         self._by_call: dict[tuple[bytes, int], Stream] = {}
         self._probe: asyncio.TimerHandle | None = None
 
+    def __len__(self) -> int:
+        """How many are under way."""
+        return len(self._by_call)
+
     def begin(self, message: Message, generator: Any) -> None:
         """A handler returned a generator: send its items."""
         if message.header.dedup:

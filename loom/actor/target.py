@@ -30,6 +30,7 @@ from loom.wire.envelope import Envelope
 
 if TYPE_CHECKING:
     from loom.actor.links import Links
+    from loom.actor.pool import Pool
 
 NOTHING = codec.Body(envelope.MSGPACK, b"\xc0")
 """The body of messages that have nothing to say: nil."""
@@ -45,13 +46,15 @@ class Options(NamedTuple):
     """How to make one call.
 
     `timeout_s`: its deadline, from the moment of the call; `priority`: 0 (last) to 100; `dedup`: of several calls of
-    one method with one key, one is run; `kill_after_s`: how long after its deadline it may still run, see Reply.cancel.
+    one method with one key, one is run; `kill_after_s`: how long after its deadline it may still run, see Reply.cancel;
+    `key`: what a pool chooses a member by.
     """
 
     timeout_s: float | None = None
     priority: int = 50
     dedup: str = ""
     kill_after_s: float | None = None
+    key: str = ""
 
 
 class _Waiting:
@@ -82,11 +85,20 @@ class Target:
         self._moving = threading.Lock()
         self._is_moved_on = False
         self._mover = 0
+        self.pool: Pool | None = None
+        """What the name turned out to be, when it is a pool's."""
+
+    @property
+    def line_length(self) -> int:
+        """How many messages stand in line."""
+        return len(self._line)
 
     # --- what callers want ---
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Reply:
         """Send a call. Raises: NotSendable (L1004), ArenaFull (L3003), MailboxFull (L2003)."""
+        if self.pool is not None:
+            return self.pool.call(method, args, kwargs, options)
         links = self.links
         body = codec.encode_call(args, kwargs)
         reply = Reply(links.next_id(), f"{self.name}.{method}")
@@ -101,6 +113,9 @@ class Target:
 
     def tell(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> None:
         """Send a message that has no reply. Raises: as `call`; ActorDied (L2001), ActorNotFound (L1003)."""
+        if self.pool is not None:
+            self.pool.tell(method, args, kwargs, options)
+            return
         links = self.links
         body = codec.encode_call(args, kwargs)
         header = links.header(envelope.TELL, self.name, method, links.next_id())
@@ -295,6 +310,8 @@ class Target:
         if error is None:
             try:
                 self._channel = self._connect(lookup)
+                if self._channel.address.name != self.name:  # a pool's member: the next messages go by its routing
+                    self.links.learn_pool(self.name)
             except (OSError, zmq.ZMQError) as problem:
                 error = StartFailed(f"no connection to actor {self.name!r} can be opened: {problem}")
         with self._lock:

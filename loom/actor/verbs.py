@@ -42,8 +42,10 @@ class Verbs:
         return self.reference(str(chosen), methods_of(actor))
 
     def lookup(self, name: str) -> ActorRef:
-        """A reference to an actor of this node. Raises: ActorNotFound (L1003), naming the nearest name."""
-        return self.reference(str(self.links.ask_node("lookup", name).result()))
+        """A reference to an actor of this node, or a pool. Raises: ActorNotFound (L1003), naming the nearest name."""
+        if str(self.links.ask_node("lookup", name).result()) != name:  # a member of the pool that bears the name
+            self.links.learn_pool(name).result()
+        return self.reference(name)
 
     def link(self, name: str, incarnation: int, other: str, trap: bool) -> None:
         """Link an incarnation of an actor to another actor. See Context.link."""

@@ -10,7 +10,7 @@ from typing import Any
 from loom.cli.config import load_checked
 from loom.cli.text import branches, plural
 from loom.node.config import NodeConfig, describe
-from loom.supervise.spec import ChildSpec, SupervisorSpec, walk
+from loom.supervise.spec import ChildSpec, SupervisorSpec, is_template, walk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _head(config: NodeConfig) -> str:
-    count = sum(child.instances for _, child in walk(config.supervisor) if child.supervisor is None)
+    count = sum(
+        child.instances
+        for place, child in walk(config.supervisor)
+        if child.supervisor is None and not is_template(config.supervisor, place)
+    )
     policy = config.arena_policy
     arena = f"{config.arena_bytes / 2**20:g} MiB"
     if policy.full != "wait":
@@ -50,10 +54,13 @@ def _head(config: NodeConfig) -> str:
 
 
 def _rules(spec: SupervisorSpec) -> str:
-    return f"({spec.strategy}, {plural(spec.max_restarts, 'restart')} in {spec.within_s:g} s)"
+    ends = f", auto-shutdown {spec.auto_shutdown}" if spec.auto_shutdown != "never" else ""
+    return f"({spec.strategy}, {plural(spec.max_restarts, 'restart')} in {spec.within_s:g} s{ends})"
 
 
 def _children(spec: SupervisorSpec) -> list[Any]:
+    if spec.strategy == "simple_one_for_one":
+        return [(f"template {label}", below) for label, below in map(_child, spec.children)]
     return [_child(child) for child in spec.children]
 
 
@@ -61,7 +68,8 @@ def _child(child: ChildSpec) -> tuple[str, list[Any]]:
     if child.supervisor is not None:
         return f"{child.name} {_rules(child.supervisor)} {child.restart}", _children(child.supervisor)
     times = f" x {child.instances}" if child.instances > 1 else ""
-    return f"{child.name}{times} {child.actor}({', '.join(_arguments(child))}) {child.restart}", []
+    ends = " significant" if child.significant else ""
+    return f"{child.name}{times} {child.actor}({', '.join(_arguments(child))}) {child.restart}{ends}", []
 
 
 def _arguments(child: ChildSpec) -> Iterator[str]:

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-v", "--verbose", action="store_true", help="log what happens and show tracebacks: LOOM_LOG=info"
     )
     parser.epilog = """\
-Ctrl-C or SIGTERM stops the actors in reverse order, each in its shutdown time; a second one kills them all. Under
+Ctrl-C or SIGTERM stops the actors in reverse order, each in its shutdown time; a second one kills them all. SIGHUP
+is 'loom-node reload --yes'. Under
 systemd (Type=notify) it says when it is ready, and when it stops: see examples/loom-node.service.
 
 With --json: {"ready": ENDPOINT, "name": ..., "pid": ..., "actors": ...} once all actors run, and {"exit": WHY,
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     from loom.node.statefolder import default
 
     cookie = new_cookie()
-    root = plan_of(config.supervisor, [*config.path, *search_path()])
+    search = search_path()
+    root = plan_of(config.supervisor, [*config.path, *search])
     report_fd = -1
     if arguments.json:
         report_fd = os.dup(1)  # not 1 itself: the node keeps its reports to itself, but the actors need an output
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         arena_policy=config.arena_policy,
         state=config.state or default(config.name),
         is_state_shared=bool(config.state),
+        config=os.path.abspath(arguments.config),
+        search=tuple(search),
     )
     words = command(memfd(boot))
     environ = environment(cookie)

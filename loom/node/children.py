@@ -63,11 +63,13 @@ class ChildVerbs:
         template = _template(above)
         further = args if isinstance(args, bytes) else codec.dumps_order(None, tuple(args), dict(kwargs or {}))
         above.check_running()
+        is_fresh = name is None
         if name is None:
             name = self._free_name(template.name)
         check_name("start_child", "name", name)
         self._check_absent(above, name)
-        made = self._site.make(msgspec.structs.replace(template, name=name, further=further), above)
+        template = msgspec.structs.replace(template, name=name, further=further, is_fresh=is_fresh)
+        made = self._site.make(template, above)
         await self._site.surely(self._start(above, made))
         return {"name": name, **_outcome(made[0])}
 

@@ -12,6 +12,7 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ import msgspec
 
 from loom import arena as arenas
 from loom.actor import links as all_links
+from loom.actor.actor import Actor
 from loom.actor.address import Address
 from loom.actor.board import Board
 from loom.actor.dead_letter import DeadLetter
@@ -45,10 +47,11 @@ from loom.node.folder import find
 from loom.node.holdings import ArenaReport
 from loom.node.main import Boot, command, environment, memfd, new_cookie
 from loom.node.plan import plan_of
-from loom.node.stats import NodeStats, Tree
+from loom.node.stats import DrainReport, NodeStats, Tree
 from loom.node.supervisor_ref import SupervisorRef, add_supervisor
 from loom.supervise.spec import ROOT, Restart, SupervisorSpec, check_name
 from loom.supervise.stack import Stacks
+from loom.wire import codec
 
 START_S = 60.0
 """How long a node may take to get ready, its actors' `__init__` included, before it is given up."""
@@ -85,7 +88,7 @@ class Client:
         return self._verbs.spawn(actor, *args, name=name, **kwargs)
 
     def lookup(self, name: str) -> ActorRef:
-        """A reference to a running actor; for the name of a group, to its next member.
+        """A reference to a running actor, or to a pool (ChildSpec(instances=N)), which spreads messages by its routing.
 
         Raises: ActorNotFound (L1003) naming the nearest name; ActorDied (L2001) when it is gone for good.
         """
@@ -144,6 +147,14 @@ class Client:
         """Who has what of the node's shared memory. It walks every block: for people, not for every message."""
         return msgspec.convert(self._links.ask_node("arena").result(), ArenaReport)
 
+    def resize(self, pool: str, instances: int) -> list[str]:
+        """Start or stop members of a pool until there are `instances`; returns their names.
+
+        Members that go get nothing new, and some seconds to finish what they have.
+        Raises: ActorNotFound (L1003), ConfigError (L1001), StartFailed (L3001).
+        """
+        return msgspec.convert(self._links.ask_node("resize", pool, instances).result(), list[str])
+
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The last messages that were not run to their end, oldest first; the node keeps 1000."""
         found = self._links.ask_node("dead_letters", limit).result()
@@ -156,6 +167,61 @@ class Client:
     def tree(self) -> Tree:
         """The supervisors and actors; `str()` draws it."""
         return msgspec.convert(self._links.ask_node("tree").result(), Tree)
+
+    def upgrade(
+        self, actor: ActorRef | str, new: type[Actor] | str | None = None, *, timeout_s: float = 30.0
+    ) -> list[str]:
+        """Give a running actor, or each member of a group, a new class in a new process; the names of those upgraded.
+
+        `new`: a class, or "module:Class"; None for the same, imported anew. It is made with the old one's arguments
+        and given its snapshot. Messages wait meanwhile and are not lost. `timeout_s`: for the old one to finish what it
+        has. Use `lookup` for a reference that knows the new methods.
+        Raises: UpgradeFailed (L2010), and the old one goes on; StartFailed (L3001) when the new one failed to start,
+            and the old one was started again; ActorNotFound (L1003), UsageError (L1008).
+        """
+        name = actor if isinstance(actor, str) else actor.name
+        target, pickled = "", b""
+        if isinstance(new, str):
+            target = new
+        elif new is not None:
+            pickled = codec.dumps(new, "the new class")
+        path = None if new is None or isinstance(new, str) else search_path()
+        done: list[str] = self._links.ask_node("upgrade", name, target, pickled, path, timeout_s).result()
+        return done
+
+    def config(self) -> dict[str, Any]:
+        """Where the node's config came from: `file` ("" for none), `search` (its sys.path), `version` (of the plan)."""
+        found: dict[str, Any] = self._links.ask_node("config").result()
+        return found
+
+    def reload(self, plan: bytes, *, apply: bool = False, version: int | None = None) -> dict[str, Any]:
+        """The `changes` that lead to another plan of the tree (a SupervisorPlan, as MessagePack), and its `version`.
+
+        `apply`: do them; all or none. `version`: refuse with UsageError when the plan is no longer that one.
+        Raises: StartFailed (L3001), UpgradeFailed (L2010), NameTaken (L1002).
+        """
+        found: dict[str, Any] = self._links.ask_node("reload", plan, apply, version).result()
+        return found
+
+    def drain(
+        self, timeout_s: float | None = None, progress: Callable[[DrainReport], None] | None = None
+    ) -> DrainReport:
+        """Have the node refuse clients, finish what is in its mailboxes, and stop in order; returns when it is gone.
+
+        `timeout_s`: stop then all the same. `progress` is called at every change. What is left in the end, the returned
+        report says: calls among it end as ActorDied. Raises: NodeDown (L2008) when it is killed meanwhile.
+        """
+        address = self._links.node.address
+        pidfd = os.pidfd_open(address.pid)
+        try:
+            for item in self._links.ask_node("drain", timeout_s):
+                report = msgspec.convert(item, DrainReport)
+                if progress is not None:
+                    progress(report)
+            _wait_for(pidfd, None)
+        finally:
+            os.close(pidfd)
+        return report
 
     def shutdown(self, reason: str = "asked to by a client") -> None:
         """Have the node stop its tree in order and end; returns when its process is gone."""

@@ -75,6 +75,7 @@ from loom.supervise.spec import (
     SpecError,
     SupervisorSpec,
     check_name,
+    is_template,
     nearest,
     show,
     walk,
@@ -202,7 +203,7 @@ def check_actors(config: NodeConfig) -> None:
             if child.supervisor is None:
                 at = _At(config.file, _child_path(place))
                 found = _import_actor(at, child.actor, config.path) if isinstance(child.actor, str) else child.actor
-                _check_actor_class(at, child, found)
+                _check_actor_class(at, child, found, is_template=is_template(config.supervisor, place))
 
 
 # The file
@@ -425,7 +426,7 @@ def _import_actor(at: _At, actor: str, folders: Sequence[str]) -> object:
     return found
 
 
-def _check_actor_class(at: _At, child: ChildSpec, found: object) -> None:
+def _check_actor_class(at: _At, child: ChildSpec, found: object, *, is_template: bool) -> None:
     from loom.actor.actor import Actor  # here: reading a config needs neither sockets nor numpy
 
     here = at.key("actor")
@@ -443,7 +444,10 @@ def _check_actor_class(at: _At, child: ChildSpec, found: object) -> None:
     except (TypeError, ValueError):  # written in C: the actor's process will see
         return
     try:
-        signature.bind(*child.args, **child.kwargs)
+        if is_template:  # start_child brings the others
+            signature.bind_partial(*child.args, **child.kwargs)
+        else:
+            signature.bind(*child.args, **child.kwargs)
     except TypeError as error:
         given = [*map(repr, child.args), *(f"{key}={value!r}" for key, value in child.kwargs.items())]
         place = at if not (child.args or child.kwargs) else at.key("args" if child.args else "kwargs")
@@ -486,6 +490,7 @@ def _describe_child(child: ChildSpec) -> dict[str, Any]:
         "args": _plain(child.args),
         "kwargs": _plain(child.kwargs),
         "instances": child.instances,
+        "routing": child.routing,
         "members": list(child.members),
         "mailbox": msgspec.structs.asdict(child.mailbox),
         "watchdog_s": child.watchdog_s,

@@ -16,6 +16,7 @@ import resource
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -60,6 +61,8 @@ class Boot(msgspec.Struct):
     arena_policy: FullPolicy = FullPolicy()
     state: str = ""
     is_state_shared: bool = False
+    config: str = ""
+    search: tuple[str, ...] = ()
 
 
 def new_cookie() -> str:
@@ -104,6 +107,7 @@ class NodeProcess:
         self._folder: Folder | None = None
         self._state_lock = -1
         self._signals = 0
+        self._reloading: subprocess.Popen[bytes] | None = None
         # Only the node that systemd started may talk to it: not its actors, nor the nodes of other programs.
         self._notify = "" if boot.parent_pid else os.environ.pop("NOTIFY_SOCKET", "")
 
@@ -191,7 +195,9 @@ class NodeProcess:
         from loom.actor.snapshot import Keeping
         from loom.arena import Arena
         from loom.node.children import ChildVerbs
+        from loom.node.graceful import GracefulVerbs
         from loom.node.monitors import MonitorVerbs
+        from loom.node.reload import ReloadVerbs
         from loom.node.site import Service, Site
 
         boot = self.boot
@@ -210,9 +216,18 @@ class NodeProcess:
         site = Site(launcher, board, arena, folder.path, address, boot.cookie, keeping)
         self._watch(loop)
         root = self._root = site.build(boot.root, self._root_ended)
+        facts = {"file": boot.config, "search": list(boot.search), "node_arena": boot.arena_bytes}
+        reload = ReloadVerbs(site, boot.root, {**facts, "node_state": boot.state if boot.is_state_shared else ""})
+        graceful = GracefulVerbs(site, lambda but: receiver.refuse_clients(but), self.stop)
         verbs = {
             name: getattr(service, name)
-            for service in (Service(site, boot.name, root, self.stop), ChildVerbs(site), MonitorVerbs(site.monitors))
+            for service in (
+                Service(site, boot.name, root, self.stop),
+                ChildVerbs(site),
+                MonitorVerbs(site.monitors),
+                graceful,
+                reload,
+            )
             for name in dir(service)
             if not name.startswith("_") and name not in HOOKS
         }
@@ -264,7 +279,7 @@ class NodeProcess:
         """Signals, and the program that this node belongs to."""
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         parent = self.boot.parent_pid
         if parent:
             try:
@@ -275,6 +290,17 @@ class NodeProcess:
             if os.getppid() != parent:
                 self._orphaned()
             loop.add_reader(pidfd, self._orphaned)
+
+    def _reload(self) -> None:
+        """SIGHUP: `loom-node reload --yes`, a process that may import what the config names, as this one may not."""
+        is_under_way = self._reloading is not None and self._reloading.poll() is None
+        if not self.boot.config or is_under_way or self._folder is None:
+            return
+        words = [sys.executable, "-P", "-m", "loom.cli.main", "reload", "--yes", "--node", self._folder.endpoint]
+        try:
+            self._reloading = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        except OSError as error:
+            self._say(f"{self.boot.name} could not reload its config: {error.strerror}")
 
     def _on_signal(self, name: str) -> None:
         """The first stops the tree in order; the second kills everything, now."""

@@ -18,6 +18,7 @@ from loom.supervise.spec import (
     LimitsSpec,
     MailboxSpec,
     Restart,
+    Routing,
     Shutdown,
     Strategy,
     SupervisorSpec,
@@ -53,6 +54,7 @@ class GroupPlan(msgspec.Struct, frozen=True, tag="group"):
 
     name: str
     members: tuple[ActorPlan, ...]
+    routing: Routing = "round_robin"
 
 
 class SupervisorPlan(msgspec.Struct, frozen=True, tag="supervisor"):
@@ -125,7 +127,7 @@ def child_plan(child: ChildSpec, path: Sequence[str]) -> Plan:
         )
         for name in child.members
     )
-    return plans[0] if child.instances == 1 else GroupPlan(child.name, plans)
+    return plans[0] if child.instances == 1 else GroupPlan(child.name, plans, child.routing)
 
 
 def _cadence(child: ChildSpec) -> Cadence:

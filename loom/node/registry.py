@@ -48,6 +48,34 @@ class Registry:
         self._groups[name] = deque(members)
         self._group_of.update(dict.fromkeys(members, name))
 
+    def join_group(self, member: str, group: str) -> None:
+        """One more child that the group's name stands for."""
+        self._groups.setdefault(group, deque()).append(member)
+        self._group_of[member] = group
+
+    def leave_group(self, member: str) -> None:
+        """A child that the group's name does not stand for any more, though it is still there."""
+        group = self._group_of.pop(member, "")
+        if member in self._groups.get(group, ()):
+            self._groups[group].remove(member)
+
+    def group_of(self, member: str) -> str:
+        """The group that a child belongs, or belonged, to; "" for none."""
+        return self._group_of.get(member, "")
+
+    def has_group(self, name: str) -> bool:
+        """Whether there is a group with that name."""
+        return name in self._groups
+
+    def set_groups(self, groups: dict[str, tuple[str, ...]]) -> None:
+        """The groups of the node's plan, as they are from now on; those of other children stay."""
+        planned = {name for names in groups.values() for name in names}
+        for group in {self._group_of[name] for name in planned if name in self._group_of} | groups.keys():
+            self._groups.pop(group, None)
+        for group, names in groups.items():
+            self._groups[group] = deque(name for name in names if name in self._children)
+            self._group_of.update(dict.fromkeys(names, group))
+
     def remove_group(self, name: str) -> None:
         """Forget a group that could not be made."""
         self._groups.pop(name, None)

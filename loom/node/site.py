@@ -29,6 +29,7 @@ from loom.node.dead_letters import DeadLetters
 from loom.node.holdings import Tally
 from loom.node.monitors import Monitors
 from loom.node.plan import ActorPlan, Plan, SupervisorPlan
+from loom.node.pools import Pools
 from loom.node.registry import Registry, gone
 from loom.supervise import stack
 from loom.supervise.child import ActorChild, Child
@@ -61,11 +62,13 @@ class Site:
         self.address = address
         self.cookie = cookie
         self.keeping = keeping
+        self.is_draining = False
         self.registry = Registry()
         self.limiter = Limiter(cookie, lambda: (os.getpid(), launcher.pid))
         self.monitors = Monitors(self.registry)
         self.orphans = Orphans(cookie, lambda: launcher.pid)
         self.dead_letters = DeadLetters()
+        self.pools = Pools(self)
         self._unsettled: dict[str, dict[int, tuple[int, int]]] = {}
         self._free_rows = list(range(rows.ROWS - 1, 0, -1))  # row 0 is the node's own
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -134,11 +137,17 @@ class Site:
                 self.forget(child)
             self.registry.remove_group(plan.name)
             raise
+        try:
+            self.pools.add(plan, supervisor)
+        except BaseException:
+            for child in made:
+                self.forget(child)
+            raise
         return made
 
-    def make_actor(self, plan: ActorPlan, supervisor: Supervisor) -> ActorChild:
-        """The child that a plan describes, registered and not started. Raises: NameTaken (L1002), StartFailed."""
-        order = Order(
+    def order_of(self, plan: ActorPlan) -> Order:
+        """What an actor of that plan is made from; each start fills in what is its own."""
+        return Order(
             name=plan.name,
             incarnation=0,
             endpoint="",
@@ -157,6 +166,19 @@ class Site:
             limits=plan.limits,
             keeping=msgspec.structs.replace(self.keeping, cadence=plan.snapshot, is_fresh=plan.is_fresh),
         )
+
+    async def try_out(self, plan: ActorPlan) -> Death | None:
+        """Whether the class of a plan can be imported, in a process of its own: None, or how that failed."""
+        order = self.order_of(plan)
+        trial = ActorChild(self, plan.name, order, plan.restart, plan.shutdown_s, lambda child, death: None)
+        try:
+            return await trial.try_out(trial.order)
+        finally:
+            self.free_row(trial.board_row)
+
+    def make_actor(self, plan: ActorPlan, supervisor: Supervisor) -> ActorChild:
+        """The child that a plan describes, registered and not started. Raises: NameTaken (L1002), StartFailed."""
+        order = self.order_of(plan)
         child = ActorChild(
             self, plan.name, order, plan.restart, plan.shutdown_s, supervisor.child_ended, plan.mailbox.on_death
         )
@@ -191,11 +213,20 @@ class Site:
         elif isinstance(child, ActorChild):
             child.forget()
         self.registry.remove(child)
+        self._pool_changed(child)
         self.monitors.forgotten(child.name)
+
+    def _pool_changed(self, child: Child) -> None:
+        group = self.registry.group_of(child.name)
+        if self.registry.has_group(group):
+            self.pools.changed(group)
+        elif group:
+            self.pools.remove(group)
 
     def revive(self, child: Child) -> None:
         """A child that was forgotten may start again. Raises: NameTaken (L1002), StartFailed (L3001)."""
         self.registry.add_again(child)
+        self._pool_changed(child)
         try:
             if isinstance(child, Supervisor):
                 child.children = []
@@ -263,6 +294,14 @@ class Service:
         """The last dead letters, oldest first, and how many there have been: {total, letters}."""
         kept = self._site.dead_letters
         return {"total": kept.total, "letters": [msgspec.to_builtins(one) for one in kept.last(limit)]}
+
+    def pool(self, name: str) -> dict[str, Any]:
+        """Of the group with that name: {routing, row, version, names, rows}."""
+        return self._site.pools.describe(name)
+
+    async def resize(self, name: str, instances: int) -> list[str]:
+        """Start or stop members of a group until there are that many; returns their names."""
+        return await self._site.pools.resize(name, instances)
 
     def lookup(self, name: str) -> str:
         """The name of the actor that `name` means now: itself, or the next member of its group."""

@@ -51,6 +51,15 @@ class ActorStats(msgspec.Struct, frozen=True):
         return pss_bytes(self.pid)
 
 
+class DrainReport(msgspec.Struct, frozen=True):
+    """How far a node's draining is. `left`: messages; `actors`: how many of them in which; `took_s` so far."""
+
+    left: int
+    actors: dict[str, int]
+    is_done: bool
+    took_s: float
+
+
 class NodeStats(msgspec.Struct, frozen=True):
     """The node, its actors, its arena, and the last restarts of each actor."""
 

@@ -51,6 +51,7 @@ class Site(Protocol):
     cookie: str
     orphans: Orphans
     limiter: Limiter
+    is_draining: bool
 
     def take_row(self) -> int: ...
     def free_row(self, row: int) -> None: ...
@@ -116,6 +117,9 @@ class Child:
         """Change its state, and tell those who wait for that."""
         self.state = state
 
+    def empty(self) -> None:
+        """It will never start again: let go of what it was started with, for its death may be remembered for long."""
+
     def row(self) -> ChildState:
         """Its row, as the restart policy wants it."""
         return ChildState(self.name, self.restart, self.state, self.significant)
@@ -145,11 +149,12 @@ class ActorChild(Child):
         self.has_row = True
         self._site = site
         self._order = order
-        self._shutdown_s = shutdown_s
+        self.shutdown_s = shutdown_s
         self._on_exit = on_exit
         self._on_death = on_death
         self._process: Process | None = None
         self._terminating: asyncio.Task[None] | None = None
+        self._is_held = False
         self._changed = asyncio.Event()
         self._launched = asyncio.Event()
         self._launched.set()
@@ -172,6 +177,7 @@ class ActorChild(Child):
             node=site.address,
             arena=site.arena.name,
             cookie=site.cookie,
+            is_draining=site.is_draining,
         )
         self._launched.clear()
         site.orphans.living.add(order.tag)
@@ -284,7 +290,7 @@ class ActorChild(Child):
         self.set_state("stopped")
 
     async def _terminate(self, process: Process, reason: str) -> None:
-        limit = self._shutdown_s
+        limit = self.shutdown_s
         if limit == "brutal_kill" or not process.started.done():
             process.kill()
         else:
@@ -315,16 +321,84 @@ class ActorChild(Child):
         self._site.free_row(self.board_row)
         self._announce()
 
+    def empty(self) -> None:
+        """It will never start again: its arguments may be large."""
+        self._process = None
+        self._order = msgspec.structs.replace(self._order, pickled=b"", further=b"")
+
     def revive(self) -> None:
         """It was forgotten, and may start again: take a row. Raises: StartFailed (L3001) when there is none left."""
         self.board_row = self._site.take_row()
 
     async def resolve(self) -> Address | None:
         """Where its mailbox is, waiting while it starts or restarts; None when it is stopped."""
-        while self.address is None and self.state in ("starting", "restarting"):
+        while self._is_held or (self.address is None and self.state in ("starting", "restarting")):
             self._changed.clear()
             await self._changed.wait()
         return self.address
+
+    def hold(self) -> None:
+        """Have those who would send to it wait, until `let_go`; what has been sent already arrives."""
+        self._is_held = True
+        self._site.board.gate.seal(self.board_row, 0)  # nobody is let in; what was, arrives
+        self._site.board.words[self.board_row * rows.WORDS + rows.STATE] = rows.DOWN  # so they ask for its address
+
+    def let_go(self) -> None:
+        """Send those who wait to whoever bears the name now."""
+        self._is_held = False
+        if self.address is not None:
+            self._site.board.gate.seal(self.board_row, self.address.term)
+        self.set_state(self.state)
+
+    async def try_out(self, order: Order) -> Death | None:
+        """Whether a process made from `order` could import its class: None, or how it failed. Nothing changes here."""
+        site = self._site
+        order = msgspec.structs.replace(
+            order,
+            is_trial=True,
+            endpoint=f"ipc://{site.folder}/{self.board_row}.{next(_mailboxes)}",
+            row=self.board_row,
+            watchdog_s=None,
+            start_s=None,
+            cgroup="",
+        )
+        site.orphans.living.add(order.tag)
+        try:
+            process = await site.launcher.launch(order)
+            death = await asyncio.shield(process.died)
+        except LoomError as error:
+            return Death("start_failed", str(error), how="start_failed")
+        finally:
+            site.orphans.living.discard(order.tag)
+        Path(order.endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+        if process.participant >= 0:
+            site.arena.reap(process.participant, revoke=False)
+        return None if process.ignored is not None else death
+
+    async def started(self) -> None:
+        """Wait while it starts or restarts."""
+        while self.state in ("starting", "restarting"):
+            self._changed.clear()
+            await self._changed.wait()
+
+    def fail_start(self, death: Death) -> None:
+        """It could not be started, by somebody other than its supervisor: that decides what becomes of it."""
+        self.set_state("restarting")
+        self._on_exit(self, death)
+
+    @property
+    def process(self) -> Process | None:
+        """The present incarnation's process, None when there is none that lives."""
+        return self._process if self._process is not None and not self._process.died.done() else None
+
+    @property
+    def order(self) -> Order:
+        """What its next incarnation is made from."""
+        return self._order
+
+    @order.setter
+    def order(self, order: Order) -> None:
+        self._order = order
 
     async def obituary(self, incarnation: int) -> Remembered | None:
         """How that incarnation died, waiting for its death to be noticed; None when it is too long ago."""

@@ -7,6 +7,7 @@ the node's event loop; nothing polls.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -28,6 +29,9 @@ RETRY_S = 0.02
 
 held: set[int] = set()
 """The pids of the processes that this node holds a pidfd of, and reaps through it."""
+
+
+_numbers = itertools.count(1)
 
 
 class Process:
@@ -60,6 +64,7 @@ class Process:
         """What its death came of, when the status alone does not say it; given the CPU time it has had, seconds."""
         self._sentence: Death | None = None
         self._fds: list[int] = []
+        self._questions: dict[int, asyncio.Future[dict[str, Any]]] = {}
         control.setblocking(False)
         loop.add_reader(control.fileno(), self._listen)
 
@@ -108,6 +113,18 @@ class Process:
     def ping(self, number: int) -> None:
         """Ask a watched process's event loop for a PONG (loom/actor/heartbeat.py)."""
         self.tell({"ping": number})
+
+    def ask(self, what: str) -> asyncio.Future[dict[str, Any]]:
+        """Ask the actor something (loom/actor/questions.py). Cancelled when it dies, or has no ear."""
+        number = next(_numbers)
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        try:
+            self._control.send(msgspec.msgpack.encode({"ask": number, "what": what}))
+        except OSError:
+            answer.cancel()
+        else:
+            self._questions[number] = answer
+        return answer
 
     def ask_beat(self, number: int) -> None:
         """Ask a watched process's heartbeat thread for a BEAT."""
@@ -167,6 +184,10 @@ class Process:
                 self.kill()
             elif self._sentence is not None:
                 self.condemn(self._sentence)
+        elif "answer" in message:
+            question = self._questions.pop(message["answer"], None)
+            if question is not None and not question.done():
+                question.set_result(message)
         elif "started" in message:
             _settle(self.started, True)
         elif "failed" in message:
@@ -233,6 +254,8 @@ class Process:
         if not self.started.done() and death.kind == "abnormal":
             text = f"died while it started: {death.text}"
             death = msgspec.structs.replace(death, kind="start_failed", text=text)
+        for question in self._questions.values():
+            question.cancel()
         _settle(self.hello, False)
         _settle(self.started, False)
         _settle(self.died, death)

@@ -26,6 +26,8 @@ Children start in the order written and stop in reverse. A child's keys:
     limits      a LimitsSpec: what it may use of the machine
     snapshot    when the state of an actor that defines `snapshot` and `restore` is saved: loom/actor/snapshot.py
     instances   how many of it. More than 1: `workers` stands for the children workers.0, workers.1 ...
+    routing     which of these a message to `workers` goes to: "round_robin", "least_loaded", "consistent_hash" (by
+                options(key=...)), or "broadcast", to all. What it means: loom/actor/pool.py
 
 A simple_one_for_one supervisor has one child spec, the template, and no child to begin with. `start_child` adds one,
 with further arguments behind the template's; a child that ends and is not restarted is forgotten.
@@ -56,6 +58,7 @@ from loom.errors import ConfigError
 Restart = Literal["permanent", "transient", "temporary"]
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one"]
 AutoShutdown = Literal["never", "any", "all"]
+Routing = Literal["round_robin", "least_loaded", "consistent_hash", "broadcast"]
 MailboxPolicy = Literal["wait", "refuse", "drop_oldest"]
 OnDeath = Literal["dead_letter", "hand_on"]
 Shutdown = float | Literal["infinity", "brutal_kill"]
@@ -64,6 +67,7 @@ RESTARTS = ("permanent", "transient", "temporary")
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one")
 AUTO_SHUTDOWNS = ("never", "any", "all")
 SHUTDOWNS = ("infinity", "brutal_kill")
+ROUTINGS = ("round_robin", "least_loaded", "consistent_hash", "broadcast")
 MAILBOX_POLICIES = ("wait", "refuse", "drop_oldest")
 ON_DEATHS = ("dead_letter", "hand_on")
 
@@ -232,6 +236,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     limits: LimitsSpec = msgspec.field(default_factory=LimitsSpec)
     start_s: float | None = None
     snapshot: SnapshotSpec = msgspec.field(default_factory=SnapshotSpec)
+    routing: Routing = "round_robin"
 
     if TYPE_CHECKING:  # what may be passed is wider than what is kept
 
@@ -250,6 +255,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
             limits: LimitsSpec = ...,
             start_s: float | None = None,
             snapshot: SnapshotSpec = ...,
+            routing: Routing = "round_robin",
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -262,6 +268,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
         _set(self, "kwargs", dict(self.kwargs))
         _check_word(self, "restart", RESTARTS)
         _check_int(self, "instances", minimum=1, maximum=INSTANCES_MAX)
+        _check_word(self, "routing", ROUTINGS)
         if self.name is None:
             _set(self, "name", default_name(self.actor))
         check_name(
@@ -374,6 +381,15 @@ def walk(spec: SupervisorSpec, place: tuple[int, ...] = ()) -> Iterator[tuple[tu
         yield (*place, index), child
         if child.supervisor is not None:
             yield from walk(child.supervisor, (*place, index))
+
+
+def is_template(spec: SupervisorSpec, place: Sequence[int]) -> bool:
+    """Whether the child at that place of the tree, as `walk` has it, is a simple_one_for_one supervisor's template."""
+    for index in place[:-1]:
+        below = spec.children[index].supervisor
+        assert below is not None
+        spec = below
+    return spec.strategy == "simple_one_for_one"
 
 
 def check_significant(auto_shutdown: AutoShutdown, significant: bool, where: str = "") -> None:

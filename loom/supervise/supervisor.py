@@ -218,6 +218,8 @@ class Supervisor(Child):
             child.round += 1
             child.set_state("stopped")
             self.on_forget(child)
+            if child not in self.planned:
+                child.empty()
 
     def _forget_all(self, children: Iterable[Child]) -> None:
         for child in list(children):

@@ -14,12 +14,16 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
 from loom.supervise import cgroup, sweep
+
+LOCK_S = 2.0
+"""How long the node's lock may be held after its socket has ended; then it is another node's."""
 
 
 def preload() -> None:
@@ -66,10 +70,18 @@ def main(requests_fd: int, folder: str, arena_name: str, cookie: str) -> NoRetur
     sweep.kill_all(cookie)
     cgroup.clear(cookie)
     sweep.remove_shared_memory(arena_name)
-    lock_fd = sweep.lock(Path(folder))
+    lock_fd = _lock(Path(folder))
     if lock_fd is not None:  # else a new node has the name already, and has cleared up
         sweep.remove_folder(Path(folder), lock_fd)
     os._exit(0)
+
+
+def _lock(folder: Path) -> int | None:
+    """The lock of the dead node. The kernel closes a dead process's files in no order: it may come after the socket."""
+    until = time.monotonic() + LOCK_S
+    while (lock_fd := sweep.lock(folder)) is None and time.monotonic() < until:
+        time.sleep(0.01)
+    return lock_fd
 
 
 def _spawn(requests: socket.socket, control_fd: int, order_fd: int) -> None:

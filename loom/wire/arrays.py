@@ -79,8 +79,10 @@ def build(payload: memoryview, buffers: Sequence[Any]) -> Any:
         if not 0 <= index < len(buffers):
             raise ValueError(f"buffer {index} of {len(buffers)}")
         dtype = _dtype(description)
+        if shape and min(shape) < 0:  # before NumPy sees it: of -1 and elements of no size it makes a SIGFPE
+            raise ValueError(f"shape {shape} of {description!r} has a length below 0")
         array: Any = numpy.ndarray(shape, dtype, buffers[index])
-        if array.nbytes != len(buffers[index]) or (shape and min(shape) < 0):
+        if array.nbytes != len(buffers[index]):
             raise ValueError(f"shape {shape} of {description!r} is not all of a buffer of {len(buffers[index])} bytes")
         return array
     except (msgspec.DecodeError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
@@ -104,7 +106,7 @@ def _dtype(description: Any) -> Any:
         known = _dtype_of.get(description)
         if known is not None:
             return known
-        dtype = numpy.dtype(description)
+        dtype = numpy.dtype(_harmless(description))
     else:
         from numpy.lib.format import descr_to_dtype
 
@@ -116,6 +118,13 @@ def _dtype(description: Any) -> Any:
     return dtype
 
 
+def _harmless(text: str) -> str:
+    """A dtype's name. Raises: ValueError for a divided time unit: NumPy dies (SIGFPE) of "<M8[s/0]"."""
+    if "/" in text:
+        raise ValueError(f"dtype {text!r}: expected a time unit without a divisor")
+    return text
+
+
 def _tuples(description: Any) -> Any:
     """The fields of a record as tuples, which NumPy insists on and MessagePack has not."""
     if not isinstance(description, list):
@@ -123,7 +132,7 @@ def _tuples(description: Any) -> Any:
     return [
         (
             name if isinstance(name, str) else tuple(name),  # [title, name]
-            below if isinstance(below, str) else _tuples(below),
+            _harmless(below) if isinstance(below, str) else _tuples(below),
             *map(tuple, shape),
         )
         for name, below, *shape in description

@@ -69,7 +69,8 @@ int loom_gate_open(const loom_mailboxes *all, uint64_t row, uint64_t term, uint6
 /* Let one message in. `at_most`: 0 for the mailbox's own bound, else another. OPEN, FULL, STALE (ticket 0, too). */
 int loom_gate_admit(const loom_mailboxes *all, uint64_t row, uint64_t term, uint64_t ticket, uint64_t at_most);
 
-/* One message leaves the queue, to begin or to end. OPEN; STALE when its ticket is void; NONE when it never was one. */
+/* One message leaves the queue, to begin or to end. OPEN; STALE when its ticket is void; NONE when it never was one, or
+ * more have come with it than were let in. */
 int loom_gate_leave(const loom_mailboxes *all, uint64_t row, uint64_t ticket);
 
 /* Make a slot's ticket void; how many had begun, and were sent, in *begun and *sent. With `moved`, those that had not

@@ -63,6 +63,7 @@ int loom_gate_leave(const loom_mailboxes *all, uint64_t row, uint64_t ticket) {
     uint64_t state = load(slot + STATE);
     do {
         if (epoch_of(state) != ticket >> 16) return LOOM_GATE_STALE;
+        if ((state & LOOM_GATE_MASK) >= load(slot + SENT)) return LOOM_GATE_NONE; /* SENT is written before it is sent */
     } while (!swap(slot + STATE, &state, state + 1));
     __atomic_fetch_add(row_of(all, row) + LOOM_WORD_LEFT, 1, __ATOMIC_SEQ_CST);
     return LOOM_GATE_OPEN;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the cores without Python and runs its tests: AddressSanitizer with UBSan, then ThreadSanitizer.
+# Builds the native core without Python and runs its tests: AddressSanitizer with UBSan, then ThreadSanitizer.
 #   native/tests/run.sh [fuzz seed] [fuzz rounds] [thread rounds]
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,6 +15,10 @@ $cc $flags -fsanitize=thread -Dmmap=one_mapping_mmap -Dmunmap=one_mapping_munmap
 $cc $flags $memory src/ring.c src/arena_*.c tests/test_ring.c -o "$out/ring" -lpthread
 $cc $flags -fsanitize=thread -Dmmap=one_mapping_mmap -Dmunmap=one_mapping_munmap \
   src/ring.c src/arena_*.c tests/one_mapping.c tests/test_ring.c -o "$out/ring_threads" -lpthread
+$cc $flags $memory src/mailbox_gate.c tests/test_mailbox.c -o "$out/mailbox" -lpthread
+$cc $flags -fsanitize=thread src/mailbox_gate.c tests/test_mailbox.c -o "$out/mailbox-threads" -lpthread
+"$out/mailbox"
+TSAN_OPTIONS=halt_on_error=1 "$out/mailbox-threads"
 "$out/arena"
 "$out/ring" "${1:-1}" "${2:-400}"
 "$out/fuzz" "${1:-1}" "${2:-400}"

@@ -29,7 +29,9 @@ from loom.actor.links import Links
 from loom.actor.reply import STREAM_WINDOW
 from loom.errors import LoomError
 from loom.node.children import ChildVerbs
+from loom.node.graceful import GracefulVerbs
 from loom.node.monitors import MonitorVerbs
+from loom.node.reload import ReloadVerbs
 from loom.node.site import Service
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import Envelope
@@ -294,9 +296,8 @@ def test_the_specification_lists_every_error_code() -> None:
 
 def test_the_specification_lists_every_verb_with_its_arguments() -> None:
     verbs = {}
-    for name, verb in (
-        one for kind in (Service, ChildVerbs, MonitorVerbs) for one in inspect.getmembers(kind, inspect.isfunction)
-    ):
+    kinds = (Service, ChildVerbs, MonitorVerbs, GracefulVerbs, ReloadVerbs)
+    for name, verb in (one for kind in kinds for one in inspect.getmembers(kind, inspect.isfunction)):
         if not name.startswith("_"):
             verbs[name] = ", ".join(list(inspect.signature(verb).parameters)[1:])
     assert {name: arguments for name, arguments, *_ in rows("### Verbs")} == verbs

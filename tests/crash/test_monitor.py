@@ -45,6 +45,12 @@ class Worker(loom.Actor):
     def nap(self, s: float) -> None:
         time.sleep(s)
 
+    def take(self, size_bytes: int) -> None:
+        held = bytearray()
+        while len(held) < size_bytes:
+            held += b"x" * 1024**2
+            time.sleep(0.002)
+
 
 class BadEnd(Worker):
     def on_stop(self, reason: str) -> None:
@@ -170,6 +176,18 @@ def test_a_down_tells_a_hang_with_its_stack(node: loom.Node) -> None:
     assert (down.reason, down.cause.signal) == ("hang", 9)
     assert "nap" in down.cause.stack
     node.stop(stuck)
+
+
+def test_a_down_tells_which_limit_was_exceeded(node: loom.Node) -> None:
+    limits = loom.LimitsSpec(memory_bytes=96 * 1024**2)
+    node.supervisor().start_child(ChildSpec(Worker, name="greedy", limits=limits))
+    greedy = node.lookup("greedy")
+    with node.monitor(greedy) as downs:
+        greedy.take.tell(500 * 1024**2)
+        down = downs.get(60)
+    assert (down.reason, down.cause.signal) == ("memory_limit", 9)
+    assert down.cause.text.startswith("memory limit: ")
+    node.stop(greedy)
 
 
 def test_the_dead_and_the_unknown_answer_at_once(node: loom.Node, spawn: Any) -> None:

@@ -100,6 +100,59 @@ def test_what_fails_from_a_shell() -> None:
     assert run("begin").stderr.startswith("loom-node: L1008 argument VERB: invalid choice: 'begin'")
 
 
+CONFIG = """
+[supervisor]
+auto_shutdown = "all"
+[[supervisor.child]]
+actor = "needy:Job"
+restart = "transient"
+significant = true
+[[supervisor.child]]
+name = "sessions"
+[supervisor.child.supervisor]
+strategy = "simple_one_for_one"
+[[supervisor.child.supervisor.child]]
+actor = "needy:Session"
+args = ["db"]
+restart = "temporary"
+"""
+
+NEEDY = """
+import loom
+
+class Job(loom.Actor):
+    def finish(self):
+        self.ctx.stop()
+
+class Session(loom.Actor):
+    def __init__(self, db, user):
+        self.user = user
+"""
+
+
+def test_a_config_with_a_template_and_a_significant_child(tmp_path: Path, runtime_folder: Path) -> None:
+    """The template's arguments are not all there yet, which `check` knows; the job's end ends the node, well."""
+    (tmp_path / "needy.py").write_text(NEEDY)
+    (tmp_path / "needy.toml").write_text(CONFIG)
+    loom_node = [sys.executable, "-m", "loom"]
+    done = subprocess.run([*loom_node, "check", str(tmp_path / "needy.toml")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 actor," in done.stdout
+    assert "auto-shutdown all" in done.stdout
+    assert "template session needy:Session('db') temporary" in done.stdout
+    up = subprocess.Popen([*loom_node, "up", str(tmp_path / "needy.toml")], stderr=subprocess.PIPE, text=True)
+    assert up.stderr is not None
+    assert " is up: " in up.stderr.readline()
+    node = ["--node", "default", "--json"]
+    started = subprocess.run([*loom_node, "child", "start", "sessions", "alice", *node], capture_output=True, text=True)
+    assert json.loads(started.stdout)["state"] == "running"
+    subprocess.run([*loom_node, "call", "job.finish", *node], capture_output=True, check=False)
+    said = up.stderr.read()
+    up.stderr.close()
+    assert up.wait(60) == 0
+    assert "default ends: supervisor 'root' has shut itself down: its significant child 'job' ended normally" in said
+
+
 class Plain:
     """A client with nothing of Loom."""
 

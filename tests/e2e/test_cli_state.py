@@ -204,3 +204,186 @@ def test_a_restore_that_fails_names_the_way_out(up: Callable[[str], Up]) -> None
     assert done.returncode == 1
     assert "L3001 the tree failed to start: " in done.stderr
     assert "restore() raised KeyError: 'counts'; 'loom-node state delete counter' starts it with nothing" in done.stderr
+
+
+# --- drain and upgrade -------------------------------------------------------------------------------------------
+
+
+def test_drain_as_a_command(up: Callable[[str], Up]) -> None:
+    node = up(ONE)
+    node.start()
+    node.json("call", "counter.add")
+    found = node.json("drain", "statenode")
+    assert (found["drained"], found["node"], found["left"]) == (True, "statenode", 0)
+    assert node.wait() == 0
+    node.start()
+    assert node.json("call", "counter.get") == 1  # stopped in order: saved
+    text = node.run("drain")
+    assert text.startswith("statenode is drained and has stopped, after ")
+    assert node.wait() == 0
+    assert "L1007 no node is running at 'statenode'" in node.run("drain", code=1)
+
+
+def test_upgrade_as_a_command(up: Callable[[str], Up]) -> None:
+    node = up(ONE)
+    node.start()
+    assert node.json("call", "counter.add") == 1
+    node.write(ONE, PARTS.replace("self.count += self.by", "self.count += 100 * self.by"))
+    assert node.run("upgrade", "counter") == "upgraded: counter\n"
+    assert node.json("call", "counter.add") == 101
+    more = "\nclass Other(Counter):\n    def add(self):\n        return 'other ' + str(self.count)\n"
+    node.write(ONE, PARTS + more)
+    assert node.json("upgrade", "counter", "parts:Other") == {"upgraded": ["counter"]}
+    assert node.json("call", "counter.add") == "other 101"
+    assert "L3001 the new 'counter' cannot be made, and the old one goes on: " in node.run(
+        "upgrade", "counter", "parts:Missing", code=1
+    )
+    assert node.json("call", "counter.add") == "other 101"
+    node.stop()
+
+
+# --- reload ------------------------------------------------------------------------------------------------------
+
+
+THREE = """
+    [supervisor]
+    max_restarts = 1000
+    [[supervisor.child]]
+    name = "first"
+    actor = "parts:Counter"
+    [[supervisor.child]]
+    name = "second"
+    actor = "parts:Counter"
+    [[supervisor.child]]
+    name = "below"
+    [supervisor.child.supervisor]
+    [[supervisor.child.supervisor.child]]
+    name = "workers"
+    actor = "parts:Counter"
+    instances = 2
+"""
+
+
+def changed(text: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new, 1)
+    return text
+
+
+def children(tree: dict[str, Any]) -> list[Any]:
+    return [(one["name"], children(one)) if one["children"] else one["name"] for one in tree["children"]]
+
+
+def test_reload_restarts_only_what_changed(up: Callable[[str], Up]) -> None:
+    node = up(THREE)
+    node.start()
+    for name in ("first", "second", "workers.0"):
+        assert node.json("call", f"{name}.add") == 1
+    before = node.actors()
+    assert node.run("reload", "--plan") == "nothing to change\n"
+    node.write(
+        changed(
+            THREE,
+            ('name = "first"\n    actor = "parts:Counter"', 'name = "third"\n    actor = "parts:Counter"'),
+            ('name = "second"\n', 'name = "second"\n    kwargs = { by = 10 }\n'),
+            ("max_restarts = 1000", "max_restarts = 77"),
+            ("instances = 2", 'instances = 3\n    restart = "transient"'),
+        )
+    )
+    plan = node.json("reload", "--plan")
+    assert (plan["applied"], plan["needs_new_node"]) == (False, [])
+    assert [" ".join(one["text"].split()) for one in plan["changes"]] == [
+        "adjust root (max_restarts)",
+        "add third under root",
+        "replace second (pickled) under root",
+        "adjust workers.0 (restart) under below",
+        "adjust workers.1 (restart) under below",
+        "add workers.2 under below",
+        "remove first under root",
+    ]
+    assert node.actors().keys() == before.keys()
+    assert "L1008 nobody to ask: add --yes to do it, or --plan to look only" in node.run("reload", code=2)
+    assert node.json("reload", "--yes")["applied"]
+    after = node.actors()
+    assert after.keys() == {"second", "third", "workers.0", "workers.1", "workers.2"}
+    assert after["second"]["pid"] != before["second"]["pid"]
+    assert node.json("call", "second.add") == 11  # by = 10, and its state came along
+    for name in ("workers.0", "workers.1"):
+        assert after[name]["pid"] == before[name]["pid"]
+    assert children(node.json("tree")) == ["third", "second", ("below", ["workers.0", "workers.1", "workers.2"])]
+    assert {node.json("call", "workers.get") for _ in range(3)} == {0, 1}
+    assert node.run("reload", "--yes") == "nothing to change\n"
+    assert node.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["not TOML", "no class", "__init__ raises", "restore raises"])
+def test_a_bad_config_changes_nothing(up: Callable[[str], Up], how: str) -> None:
+    node = up(THREE)
+    node.start()
+    assert node.json("call", "second.add") == 1
+    before = node.actors()
+    bad = {
+        "not TOML": ('name = "second"', "name = second"),
+        "no class": ('name = "first"\n    actor = "parts:Counter"', 'name = "first"\n    actor = "parts:Missing"'),
+        "__init__ raises": ("instances = 2", 'instances = 2\n    args = ["a", "b"]\n    kwargs = { more = 1 }'),
+        "restore raises": ("instances = 2", "instances = 2"),
+    }[how]
+    parts = PARTS
+    text = changed(THREE, bad, ("max_restarts = 1000", "max_restarts = 5"))
+    if how == "__init__ raises":
+        text = changed(THREE, ("max_restarts = 1000", "max_restarts = 5"))
+        text += '    [[supervisor.child]]\n    name = "late"\n    actor = "parts:Late"\n'
+        parts += "\nclass Late(loom.Actor):\n    def __init__(self):\n        raise RuntimeError('not today')\n"
+    elif how == "restore raises":
+        text = changed(text, ('name = "second"\n', 'name = "second"\n    kwargs = { by = 2 }\n'))
+        text = changed(text, ('name = "first"\n', 'name = "newcomer"\n'))
+        fails = "if self.by == 2:\n            raise KeyError('by')\n        "
+        parts = parts.replace('self.count = state["count"]', fails + 'self.count = state["count"]')
+    node.write(text, parts)
+    code = 1 if how.endswith("raises") else 2
+    said = node.run("reload", "--yes", code=code)
+    if code == 1:
+        assert "nothing was changed: " in said
+    after = node.actors()
+    assert after.keys() == before.keys()
+    for name in ("workers.0", "workers.1"):
+        assert after[name]["pid"] == before[name]["pid"]
+    node.write(THREE)  # with the old file all is as before: the failed one has left no trace
+    assert node.run("reload", "--plan") == "nothing to change\n"
+    wait_until(lambda: all(one["state"] == "running" for one in node.actors().values()))
+    assert node.json("call", "second.add") == 2
+    assert children(node.json("tree")) == ["first", "second", ("below", ["workers.0", "workers.1"])]
+    node.stop()
+
+
+def test_sighup_reloads(up: Callable[[str], Up]) -> None:
+    node = up(THREE)
+    node.start()
+    assert node.process is not None
+    node.write(changed(THREE, ('name = "first"\n', 'name = "renamed"\n')))
+    node.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "renamed" in node.actors())
+    assert "first" not in node.actors()
+    node.write(changed(THREE, ('name = "first"\n', "name = 7\n")))
+    node.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "L1001 " in node.err)
+    assert "renamed" in node.actors()
+    node.stop()
+
+
+def test_a_node_without_a_file_needs_one(up: Callable[[str], Up]) -> None:
+    import loom
+
+    node = up(ONE)
+    with loom.Node() as other:
+        text = node.run("reload", "--node", other.endpoint, code=2)
+    assert "L1008 this node was not started from a config file: name one" in text
+
+
+def test_what_only_a_new_node_can_change_is_said(up: Callable[[str], Up]) -> None:
+    node = up(ONE)
+    node.start()
+    node.config.write_text(node.config.read_text().replace('arena = "1MiB"', 'arena = "2MiB"'))
+    assert node.json("reload", "--yes") == {"changes": [], "needs_new_node": ["[node] arena"], "applied": False}
+    node.stop()

@@ -457,3 +457,19 @@ class TestPickles:
 def test_an_unknown_encoding() -> None:
     with pytest.raises(ProtocolError, match="expected 'msgpack' or 'pickle', got 'json'"):
         codec.decode_value("json", b"{}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("|V0", [-1]),
+        ("|S0", [-1]),
+        ("<M8[s/0]", [1]),
+        ([["at", "<m8[ns/0]"]], [1]),
+        ([["in", [["at", "<M8[Y/0]"]]]], [1]),
+    ],
+)
+def test_an_array_that_numpy_would_die_of_is_refused(dtype: Any, shape: list[int]) -> None:
+    body = msgpack.packb(msgpack.ExtType(1, msgpack.packb([dtype, shape, 0])))
+    with pytest.raises(ProtocolError, match="malformed array"):
+        codec.decode_value("msgpack", body, [b"\0" * 8])

@@ -56,6 +56,7 @@ def test_child_spec_fields_in_order() -> None:
         "limits",
         "start_s",
         "snapshot",
+        "routing",
     ]
 
 
