@@ -125,6 +125,11 @@ class LaneLine:
         self._lane.close()
 
 
+def has_lanes() -> bool:
+    """Whether lanes are to be used at all: LOOM_LANES=off in the environment of a node and its clients says no."""
+    return os.environ.get("LOOM_LANES") != "off"
+
+
 def inbox_name(arena: str, endpoint: str) -> str:
     """The name of a mailbox's inbox: of /dev/shm/NAME.inbox."""
     return f"{arena}.{os.path.basename(endpoint)}"
@@ -147,7 +152,7 @@ def remove_remains(arena: str, endpoint: str) -> None:
 
 def open_line(context: zmq.Context[Any], arena: str, participant: int, endpoint: str, high_water_mark: int) -> Line:
     """The best line to the mailbox at `endpoint`. `participant`: this process's index in `arena`, -1 for none."""
-    if participant >= 0 and arena:
+    if participant >= 0 and arena and has_lanes():
         try:
             return LaneLine(inbox_name(arena, endpoint), bells_of(endpoint), participant)
         except FileNotFoundError:

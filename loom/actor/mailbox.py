@@ -18,7 +18,7 @@ import zmq
 
 from loom import _native
 from loom.actor import sockets
-from loom.actor.line import bells_of, inbox_name
+from loom.actor.line import bells_of, has_lanes, inbox_name
 from loom.actor.spin import Spin
 from loom.telemetry import log
 from loom.wire.frames import MAX_FRAME_BYTES
@@ -60,7 +60,7 @@ class Mailbox:
         """How many answers wait for room."""
         self._queues: dict[bytes, deque[list[Any]]] = {}
         try:
-            if arena:
+            if arena and has_lanes():
                 self._inbox = _native.Inbox(inbox_name(arena, endpoint), bells_of(endpoint))
         except OSError as error:
             log.warning("no shared-memory inbox for %s, so there is the socket only: %s", endpoint, error)

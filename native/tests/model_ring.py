@@ -147,8 +147,8 @@ def receiver_step(state: State, flaw: int) -> Iterator[tuple[str, State]]:
 def is_settled(state: State) -> bool:
     """Whether a state in which nobody moves is one in which nobody needs to.
 
-    The last message of a sender that was killed before it rang may wait for the next one's bell: nobody was told that it
-    had been sent.
+    The last message of a sender that was killed before it rang may wait for the next one's bell: nobody was told that
+    it had been sent.
     """
     return all(
         sender.at == "dead" or (sender.at == "done" and state.tails[index] == state.heads[index])

@@ -560,14 +560,14 @@ def test_the_receiver_dies_before_the_reference_is_made(
         pid = desk.pid().result(timeout_s=10)
         real = frames.pack
 
-        def kill_first(*args: Any) -> Any:
+        def kill_first(*args: Any, **named: Any) -> Any:
             monkeypatch.setattr(frames, "pack", real)
             participants = node.stats().arena.participants
             os.kill(pid, signal.SIGKILL)
             left = 1 if restart == "temporary" else 0
             until(lambda: all(one.pid != pid for one in node.stats().actors))
             until(lambda: node.stats().arena.participants == participants - left)
-            return real(*args)
+            return real(*args, **named)
 
         monkeypatch.setattr(frames, "pack", kill_first)
         if restart == "permanent":
