@@ -1,8 +1,8 @@
 """Line: a sender's connection to one mailbox: a lane of its shared-memory inbox, or a ZeroMQ socket.
 
 Two processes of one node use a lane: no thread in between, and no system call but to wake whoever sleeps. Everybody
-else uses a socket: other languages, and Python where a lane cannot be had (/dev/shm is full, the process has no index in
-the arena). Which one is settled when the line is opened, and never changes, so the order of messages does not either.
+else uses a socket: other languages, and Python where a lane cannot be had (/dev/shm is full, the process has no index
+in the arena). Which one is settled when the line is opened, and never changes: the order of messages does not either.
 
 A message is a list of frames. A lane takes only one: `is_whole` tells the packer to leave nothing beside the header.
 """

@@ -1,10 +1,10 @@
 """Mailbox: where an actor's messages arrive, and its answers leave.
 
 It has two entrances. Processes of this node come through the inbox, lanes in shared memory
-(native/include/loom_ring.h); everybody else by a ROUTER socket, bound to the incarnation's own file in the node's private
-folder. Neither drops: an answer whose receiver is gone is an error here, one whose receiver is full waits, and so do
-later ones for the same receiver, and for no other. How much may come in is the gate's business (gate.py); only senders
-that know of none are held back by ZeroMQ's queues, when the actor stops reading.
+(native/include/loom_ring.h); everybody else by a ROUTER socket, bound to the incarnation's own file in the node's
+private folder. Neither drops: an answer whose receiver is gone is an error here, one whose receiver is full waits, and
+so do later ones for the same receiver, and for no other. How much may come in is the gate's business (gate.py); only
+senders that know of none are held back by ZeroMQ's queues, when the actor stops reading.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import loom
 from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, Rejected, RemoteError, UsageError
 from loom.node.stats import ActorStats
 
-MAILBOXES: dict[str, dict[str, Any]] = {"zmq": {}}
-"""Name -> what makes a MailboxSpec one of that kind."""
+MAILBOXES = {"lanes": "on", "sockets": "off"}
+"""What carries the messages -> LOOM_LANES."""
 
 MANY = 100_000
 
@@ -138,9 +138,10 @@ class Sender(loom.Actor):
 
 
 @pytest.fixture(params=MAILBOXES)
-def mailbox(request: pytest.FixtureRequest) -> Callable[..., loom.MailboxSpec]:
-    """`mailbox(capacity=..., policy=...)`: a spec of the kind under test."""
-    return lambda **fields: loom.MailboxSpec(**MAILBOXES[request.param], **fields)
+def mailbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., loom.MailboxSpec]:
+    """`mailbox(capacity=..., policy=...)`: a MailboxSpec; nodes that are started now use the kind under test."""
+    monkeypatch.setenv("LOOM_LANES", MAILBOXES[request.param])
+    return lambda **fields: loom.MailboxSpec(**fields)
 
 
 @contextmanager
