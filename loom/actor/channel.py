@@ -328,6 +328,12 @@ class Channel:
 
     def sleep(self, until: float) -> None:
         """Read what comes, until something has come or `until` (monotonic seconds) has passed."""
+        with self._lock:
+            if not self.dead:
+                self._drain()  # sending may have swallowed the edge of what has come already
+        if self._callbacks:
+            self._run_callbacks()
+            return
         self._sleep(max(0.0, until - monotonic()), self._links.waker())
         with self._lock:
             if not self.dead:
