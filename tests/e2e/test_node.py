@@ -110,6 +110,13 @@ def test_ask_tell_and_state(node: loom.Node) -> None:
     assert counter.pid().result(timeout_s=10) not in (os.getpid(), node.pid)
 
 
+def test_a_first_call_is_woken_by_the_nodes_answer_and_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loom.actor.target.ROOM_S", 3600.0)
+    with loom.Node() as node:
+        for _ in range(20):
+            assert node.spawn(Counter).add().result(timeout_s=30) == 1
+
+
 def test_order_of_one_sender_is_kept(node: loom.Node) -> None:
     counter = node.spawn(Counter)
     for number in range(3000):
