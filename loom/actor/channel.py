@@ -24,11 +24,21 @@ from loom.actor.address import Address, open_pidfd
 from loom.actor.backlog import DEFAULT_PRIORITY
 from loom.actor.board import OPEN, STALE
 from loom.actor.gate import Gate
-from loom.actor.line import Line, open_line
+from loom.actor.line import RECORD_MAX, Line, open_line
 from loom.actor.lost import settle
 from loom.actor.reply import Reply
 from loom.clock import monotonic, wall
-from loom.errors import ActorDied, CallTimeout, LoomError, MailboxFull, NodeDown, StaleReference, UsageError
+from loom.errors import (
+    ActorDied,
+    CallTimeout,
+    LoomError,
+    MailboxFull,
+    NodeDown,
+    NotSendable,
+    ProtocolError,
+    StaleReference,
+    UsageError,
+)
 from loom.telemetry import log
 from loom.wire import codec, envelope, failures, frames
 from loom.wire.envelope import NIL, Envelope
@@ -176,6 +186,9 @@ class Channel:
             if not self.dead and not is_asked:
                 self._send([envelope.encode(Envelope(self._links.next_id(), envelope.ROOM, body=NIL))])
                 self._drain()
+            overflows = bool(self._outbox)
+        if overflows:
+            self._links.pump.add(self)
         self._run_callbacks()
 
     def _pack(self, header: Envelope, body: codec.Body) -> list[Any] | None:
@@ -191,6 +204,9 @@ class Channel:
             parts = frames.pack(header, body, self._arena, self.address.participant, is_whole=is_whole)
         except StaleReference:
             return None
+        if is_whole and len(parts[0]) > RECORD_MAX:
+            frames.recall(header.buffers, self._arena)
+            raise NotSendable(f"a header of {len(parts[0])} bytes, the most is {RECORD_MAX}: shorten its fields")
         return parts if not header.buffers or self._links.is_current(self.address) else None
 
     def credit(self, reply: Reply, count: int) -> None:
@@ -227,6 +243,9 @@ class Channel:
             if not self.dead:
                 self._send([envelope.encode(header)])
                 self._drain()
+            overflows = bool(self._outbox)
+        if overflows:
+            self._links.pump.add(self)
         self._run_callbacks()
 
     def _give_up(self, reply: Reply, error: LoomError) -> bool:
@@ -348,28 +367,30 @@ class Channel:
         Returns: whether it is the socket that is readable.
         """
         poll: select.poll | None = getattr(self._pollers, "poll", None)
-        if poll is None or self.dead:
-            poll = select.poll()
-            poll.register(waker, select.POLLIN)
-            if not self.dead:
-                poll.register(self._fd, select.POLLIN)
-                poll.register(self._pidfd or -1, select.POLLIN)
-                self._pollers.poll = poll
         with self._lock:
+            if poll is None or self.dead:
+                poll = select.poll()
+                poll.register(waker, select.POLLIN)
+                if not self.dead and self._pidfd is not None:
+                    poll.register(self._fd, select.POLLIN)
+                    poll.register(self._pidfd, select.POLLIN)
+                    self._pollers.poll = poll
             self._sleepers += 1
             is_awake = not self.dead and self._line is not None and not self._line.rest()
         readable = False
-        for fd, _ in poll.poll(0 if is_awake else None if timeout_s is None else timeout_s * 1000 + 0.5):
-            if fd == self._fd:
-                readable = True
-            elif fd == waker:
-                os.eventfd_read(fd)
-            elif fd == self._pidfd:
-                self._bury()
-        with self._lock:
-            self._sleepers -= 1
-            if readable and not self.dead and self._line is not None:
-                self._line.wake()
+        try:
+            for fd, _ in poll.poll(0 if is_awake else None if timeout_s is None else timeout_s * 1000 + 0.5):
+                if fd == self._fd:
+                    readable = True
+                elif fd == waker:
+                    os.eventfd_read(fd)
+                elif fd == self._pidfd:
+                    self._bury()
+        finally:  # a signal's handler may raise
+            with self._lock:
+                self._sleepers -= 1
+                if readable and not self.dead and self._line is not None:
+                    self._line.wake()
         return readable
 
     def _drain(self, *, expected: bool = False) -> None:
@@ -379,7 +400,11 @@ class Channel:
         if self._dropped:
             self._end_dropped()
         while True:
-            parts = line.receive(expected=expected)
+            try:
+                parts = line.receive(expected=expected)
+            except ProtocolError as error:  # whatever comes after that cannot be read either
+                self._fail_pending(error)
+                return
             expected = False
             if parts is not None:
                 self._receive(parts)
@@ -389,6 +414,16 @@ class Channel:
                 self._outbox.popleft()
             elif not (self._sleepers or self._loops) or line.rest():
                 return
+
+    def _fail_pending(self, error: LoomError) -> None:
+        """Lock held: nothing more can be understood of what this actor answers."""
+        log.error("from actor %r: %s", self.address.name, error)
+        pending = [*self._pending.values(), *(one for ref in self._streams.values() if (one := ref()) is not None)]
+        self._pending.clear()
+        self._streams.clear()
+        for reply in pending:
+            reply.fail(error)
+            self._announce(reply)
 
     def pump(self) -> bool:
         """Send what waits, as far as there is room; whether nothing waits any more."""

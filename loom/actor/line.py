@@ -18,8 +18,11 @@ import zmq
 from loom import _native
 from loom.actor import sockets
 from loom.actor.spin import Spin
-from loom.errors import NotSendable
+from loom.errors import ProtocolError
 from loom.telemetry import log
+
+RECORD_MAX = _native.RECORD_MAX
+"""Bytes of the largest message that a lane takes."""
 
 
 class Line(Protocol):
@@ -33,7 +36,10 @@ class Line(Protocol):
         """Send one message; False when there is no room now. Room makes `fd` readable."""
 
     def receive(self, *, expected: bool) -> list[bytes] | None:
-        """One message, None when there is none now. `expected`: `fd` says that there is one."""
+        """One message, None when there is none now. `expected`: `fd` says that there is one.
+
+        Raises: ProtocolError (L2006) when no message can ever be read here again.
+        """
 
     def spin(self) -> bool:
         """Look for a message for a moment: whether there is one."""
@@ -100,13 +106,16 @@ class LaneLine:
         self.wake = self._lane.wake
 
     def send(self, parts: list[Any]) -> bool:
-        message = parts[0]
-        if len(message) > _native.RECORD_MAX:
-            raise NotSendable(f"a header of {len(message)} bytes, the most is {_native.RECORD_MAX}: shorten its fields")
-        return self._lane.send(message)
+        try:
+            return self._lane.send(parts[0])
+        except ValueError as error:
+            raise ProtocolError(f"the lane cannot be written to: {error}; something else has written to it") from None
 
     def receive(self, *, expected: bool) -> list[bytes] | None:
-        message = self._lane.receive()
+        try:
+            message = self._lane.receive()
+        except ValueError as error:
+            raise ProtocolError(f"its lane cannot be read: {error}; something else has written to it") from None
         return None if message is None else [message]
 
     def spin(self) -> bool:

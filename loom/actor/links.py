@@ -34,6 +34,7 @@ from loom.wire import codec, envelope
 from loom.wire.envelope import Envelope
 
 _by_endpoint: weakref.WeakValueDictionary[str, Links] = weakref.WeakValueDictionary()
+_all: weakref.WeakSet[Links] = weakref.WeakSet()
 _factory: list[Callable[[str], Links]] = []
 
 MAX_SOCKETS = 4096
@@ -84,6 +85,7 @@ class Links:
         """Every open channel, those of dead incarnations that nobody reads included."""
         self.node = Channel(self, node)
         _by_endpoint.setdefault(node.endpoint, self)
+        _all.add(self)
 
     def next_id(self) -> int:
         """A message id that is unique among those of this process and, nearly, of the node."""
@@ -237,7 +239,7 @@ class Links:
 
 
 def _abandon_all() -> None:
-    for links in list(_by_endpoint.values()):
+    for links in list(_all):
         links.abandon()
     _by_endpoint.clear()
 

@@ -12,6 +12,8 @@ import select
 import threading
 from typing import TYPE_CHECKING
 
+from loom.telemetry import log
+
 if TYPE_CHECKING:
     from loom.actor.channel import Channel
 
@@ -43,7 +45,7 @@ class Pump:
         while True:
             with self._lock:
                 waiting = list(self._waiting)
-            done = [channel for channel in waiting if channel.pump()]
+            done = [channel for channel in waiting if self._is_done(channel)]
             with self._lock:
                 self._waiting.difference_update(done)
                 waiting = list(self._waiting)
@@ -51,7 +53,8 @@ class Pump:
             poll.register(self._wake, select.POLLIN)
             for channel in waiting:
                 channel.register(poll)
-            found = poll.poll(None if waiting else IDLE_S * 1000)
+            waiting = done = []  # a closed channel is nobody's while this sleeps
+            found = poll.poll(IDLE_S * 1000)  # not for ever: a descriptor that is closed wakes nobody
             with self._lock:
                 if any(fd == self._wake for fd, _ in found):
                     os.eventfd_read(self._wake)
@@ -59,6 +62,13 @@ class Pump:
                     os.close(self._wake)
                     self._thread = None
                     return
+
+    def _is_done(self, channel: Channel) -> bool:
+        try:
+            return channel.pump()
+        except Exception as error:  # it is this channel's, and must not stop the others
+            log.error("what waits for %r cannot be sent: %s", channel.address.name, error)
+            return True
 
     def abandon(self) -> None:
         """After a fork, in the child: the thread is the parent's."""

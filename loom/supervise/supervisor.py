@@ -270,6 +270,7 @@ class Supervisor(Child):
             self._forget(by_name[name])
         group = [one for one in self.children if rounds.get(one) == one.round]  # else stopped by hand meanwhile
         for one in group:
+            one.round += 1  # what died while its siblings were being stopped is started again all the same
             one.set_state("restarting")
         if group:
             self.restart_count += 1

@@ -31,9 +31,12 @@
  * Sending (only the lane's sender; for answers only the receiver)
  *   1. room: LOOM_RING_SIZE - (tail - head), head read with acquire. None: see Waiting for room.
  *   2. write the record; store tail (release).
- *   3. requests: set the lane's bit in `ready` (fetch_or, seq_cst); then, if `sleeping` is 1 (seq_cst), exchange it for
- *      0, and whoever got the 1 rings the receiver's bell.
- *      answers: a seq_cst fence; then the same with the lane's `sender_sleeping` and the sender's bell.
+ *   3. requests: set the lane's bit in `ready` (fetch_or, seq_cst); then, if `sleeping` is odd (seq_cst), ring the
+ *      receiver's bell, and after that CAS `sleeping` to the next number. In this order a sender that is killed
+ *      between the two leaves a receiver that is rung twice, not one that is never rung; and as the number is another
+ *      one for each sleep, a late CAS does not touch the next.
+ *      answers: a seq_cst fence; then, if the lane's `sender_sleeping` is 1, exchange it for 0 and ring the sender's
+ *      bell. A receiver that is killed between the two is dead, and of that its senders hear otherwise.
  *
  * Receiving requests
  *   1. exchange a word of `ready` for 0 (seq_cst): those lanes are the receiver's to look at, until it has read each up

@@ -151,7 +151,7 @@ static int ring_read(const unsigned char *ring, uint64_t *head, uint64_t tail, c
 
 struct place { /* what the receiver knows of a lane */
     uint64_t head, answer_tail, session;
-    int bell; /* its descriptor + 1: all zeros is a lane that was never looked at, so that most pages are not touched */
+    int bell; /* its descriptor + 1, so that a lane that was never looked at is all zeros, and its page untouched */
     bool known, broken;
 };
 
@@ -160,6 +160,7 @@ struct loom_inbox {
     char path[PATH_SIZE], bells[PATH_SIZE];
     pid_t owner;
     int fd, bell;
+    int spare;               /* a descriptor to give up when a bell has to be rung and there is no other left */
     uint32_t sleep;          /* the even number that says awake */
     uint64_t mine[WORDS];    /* lanes to look at */
     uint64_t waits[WORDS];   /* lanes whose answers wait for room */
@@ -189,7 +190,7 @@ int loom_inbox_create(const char *name, const char *bells, loom_inbox **out) {
     char bell[PATH_SIZE];
     loom_inbox *made = calloc(1, sizeof *made);
     if (!made) return LOOM_RING_MEMORY;
-    made->fd = made->bell = -1;
+    made->fd = made->bell = made->spare = -1;
     int code = LOOM_RING_USAGE;
     void *mail = MAP_FAILED;
     bool own = false;
@@ -208,6 +209,7 @@ int loom_inbox_create(const char *name, const char *bells, loom_inbox **out) {
     made->bell = bell_open(bell, true);
     if (made->bell < 0) goto failed;
     made->owner = getpid();
+    made->spare = dup(made->fd);
     made->mail = mail;
     made->mail->version = LOOM_INBOX_VERSION;
     made->mail->lanes = LOOM_LANES;
@@ -236,6 +238,7 @@ void loom_inbox_close(loom_inbox *mailbox) {
     for (uint32_t lane = 0; lane < LOOM_LANES; lane++)
         if (mailbox->places[lane].bell) close(mailbox->places[lane].bell - 1);
     munmap(mailbox->mail, LOOM_INBOX_SIZE);
+    if (mailbox->spare >= 0) close(mailbox->spare);
     close(mailbox->bell);
     close(mailbox->fd);
     free(mailbox);
@@ -267,6 +270,14 @@ static void ring_sender(loom_inbox *mailbox, struct loom_lane_control *control, 
         if (place->bell) close(place->bell - 1);
         place->bell = bell_open(path, false) + 1; /* none: the sender is gone */
         place->session = session;
+        if (!place->bell && (errno == EMFILE || errno == ENFILE) && mailbox->spare >= 0) {
+            close(mailbox->spare); /* the bell is rung all the same, and opened anew the next time */
+            int bell = bell_open(path, false);
+            bell_ring(bell);
+            if (bell >= 0) close(bell);
+            mailbox->spare = dup(mailbox->fd);
+            return;
+        }
     }
     bell_ring(place->bell - 1);
 }
@@ -584,6 +595,7 @@ void loom_lane_pause(loom_lane *lane) {
 }
 
 int loom_lane_rest(loom_lane *lane) {
+    if (lane->broken) return 1;
     loom_lane_pause(lane);
     atomic_store_explicit(&lane->control->sender_sleeping, 1, memory_order_seq_cst);
     atomic_thread_fence(memory_order_seq_cst);

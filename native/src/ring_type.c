@@ -24,7 +24,9 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    loom_lane *lane; /* NULL once closed */
+    loom_lane *lane;   /* NULL once closed */
+    loom_lane *doomed; /* closed while somebody spins on it: the last of them frees it */
+    Py_ssize_t spinning;
 } Lane;
 
 /* OSError for what the system refused, else ValueError with the code in front. */
@@ -143,12 +145,6 @@ static PyObject *inbox_reaches(Inbox *self, PyObject *route) {
         loom_inbox_reaches(self->inbox, (uint32_t)(unsigned char)bytes[1] << 8 | (unsigned char)bytes[2]));
 }
 
-static PyObject *inbox_pause(Inbox *self, PyObject *Py_UNUSED(ignored)) {
-    if (!self->inbox) return closed();
-    loom_inbox_pause(self->inbox);
-    Py_RETURN_NONE;
-}
-
 /* True when there is nothing and the bell will ring; looks for at most `spin_ns` before it says so. */
 static PyObject *inbox_rest(Inbox *self, PyObject *argument) {
     unsigned long long spin_ns = PyLong_AsUnsignedLongLong(argument);
@@ -184,7 +180,6 @@ static PyMethodDef inbox_methods[] = {
     {"answer", FAST(inbox_answer),
      "answer(route, message) -> True; None when there is no room now, False when nobody is there"},
     {"reaches", (PyCFunction)inbox_reaches, METH_O, "reaches(route) -> whether the sender lives and listens"},
-    {"pause", (PyCFunction)inbox_pause, METH_NOARGS, "pause(): tell waiting senders of the room made so far"},
     {"rest", (PyCFunction)inbox_rest, METH_O, "rest(spin_ns) -> whether there is nothing, and the bell will ring"},
     {"wake", (PyCFunction)inbox_wake, METH_NOARGS, "wake(): the bell rang, or need not any more"},
     {"close", (PyCFunction)inbox_close, METH_NOARGS, "close(): unlink file and bell"},
@@ -232,8 +227,12 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 }
 
 static PyObject *lane_close(Lane *self, PyObject *Py_UNUSED(ignored)) {
-    if (self->lane) loom_lane_close(self->lane);
+    loom_lane *lane = self->lane;
     self->lane = NULL;
+    if (lane && self->spinning)
+        self->doomed = lane;
+    else if (lane)
+        loom_lane_close(lane);
     Py_RETURN_NONE;
 }
 
@@ -275,12 +274,17 @@ static PyObject *lane_spin(Lane *self, PyObject *argument) {
     loom_lane *lane = self->lane;
     int found = loom_lane_ready(lane);
     if (!found && spin_ns) {
+        self->spinning++;
         Py_BEGIN_ALLOW_THREADS
         uint64_t end = now_ns() + spin_ns;
         do
             for (int i = 0; i < 32 && !found; i++, relax()) found = loom_lane_ready(lane);
         while (!found && now_ns() < end);
         Py_END_ALLOW_THREADS
+        if (!--self->spinning && self->doomed) {
+            loom_lane_close(self->doomed);
+            self->doomed = NULL;
+        }
     }
     return PyBool_FromLong(found);
 }

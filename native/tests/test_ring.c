@@ -438,6 +438,9 @@ static void test_damage(uint64_t seed, long rounds) {
         close(fd);
         loom_lane_close(lane);
         loom_inbox_close(mailbox);
+        char bell[96]; /* a lane that looks like a successor's leaves it */
+        snprintf(bell, sizeof bell, "%s.1", bells);
+        unlink(bell);
     }
     CHECK(!files_left(name) && !bells_left());
 }

@@ -256,7 +256,7 @@ class TestPython:
             np.dtype("<f8"),
             functools.partial(double, 3).args,
         ],
-        ids=repr,
+        ids=lambda value: getattr(value, "__name__", repr(value)),
     )
     def test_values(self, value: Any) -> None:
         found = travel([value])[0]

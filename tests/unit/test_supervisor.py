@@ -115,6 +115,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.mark.parametrize("after", range(12))
+@pytest.mark.parametrize("strategy", ["rest_for_one", "one_for_all"])
+def test_one_that_dies_while_its_siblings_are_being_stopped_costs_nobody_the_restart(strategy: Any, after: int) -> None:
+    """The death of "b" comes while the restart for that of "a" still stops "c" and "d"; "a" comes back all the same."""
+
+    async def live() -> None:
+        kids = [MemoryChild(name) for name in "abcd"]
+        tree = Tree(SupervisorSpec(strategy=strategy, max_restarts=10), *kids)
+        assert await tree.supervisor.start() is None
+        kids[0].die()
+        for _ in range(after):
+            await asyncio.sleep(0)
+        kids[1].die()
+        await tree.settle()
+        assert set(tree.states().values()) == {"running"}
+
+    asyncio.run(live())
+
+
 # --- intensity, on a clock of our own ----------------------------------------------------------------------------
 
 
