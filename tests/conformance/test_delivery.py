@@ -465,6 +465,7 @@ def test_a_full_mailbox_refuses(mailbox: Any, until: Any) -> None:
     with running(spec, loom.ChildSpec(Sender, name="s")) as node:
         worker = node.lookup("w")
         assert node.lookup("s").tells("w", [0]).result(timeout_s=10) == 1
+        until(lambda: stats(node, "w").processed == 1)
         pid = worker.pid().result(timeout_s=10)
         os.kill(pid, signal.SIGSTOP)  # it cannot say no itself
         calls = [worker.echo(number) for number in range(10)]

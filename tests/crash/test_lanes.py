@@ -56,7 +56,9 @@ def remains(ref: loom.ActorRef) -> list[str]:
     address = ref._target._channel.address  # type: ignore[union-attr]
     path = Path(bells_of(address.endpoint))
     found = [one.name for one in path.parent.iterdir() if one.name == path.name or one.name.startswith(f"{path.name}.")]
-    return [*found, *(one.name for one in Path("/dev/shm").glob(f"*.{path.name}.inbox"))]
+    arena = ref._target.links.arena
+    assert arena is not None
+    return [*found, *(one.name for one in Path("/dev/shm").glob(f"{arena.name}.{path.name}.inbox"))]
 
 
 def test_processes_of_a_node_use_lanes() -> None:
@@ -164,6 +166,8 @@ def test_a_killed_client_is_no_burden(until: Any, tmp_path: Path) -> None:
         replies = [echo.echo("x" * 3000) for _ in range(40)]
         for k in range(100):
             echo.tell.tell(k)
+        echo.echo(2).result()  # all of them have arrived
+        replies = [echo.echo("x" * 3000) for _ in range(5)]
         os.kill(os.getpid(), signal.SIGKILL)
     """)
     script = tmp_path / "client.py"
