@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import threading
 from collections.abc import Callable
 from time import monotonic_ns
@@ -350,14 +351,25 @@ class Receiver:
         self.answers.count(rows.RUNNING)
         task = self._loop.create_task(self._finish(message, result))
         self._tasks[task] = message
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(functools.partial(self._finished, result))
+
+    def _finished(self, coroutine: Any, task: asyncio.Task[None]) -> None:
+        message = self._tasks.pop(task)
+        if task.cancelled():  # before its first step, so that `_finish` has not run at all
+            coroutine.close()
+            self._interrupted(message)
+            self.answers.count(rows.RUNNING, -1)
+            self._schedule()
+
+    def _interrupted(self, message: Message) -> None:
+        text = f"actor {self.name!r} cancelled {message.header.name!r}"
+        self.answers.interrupted(message, ActorDied(text, started=True, cause="cancelled"))
 
     async def _finish(self, message: Message, coroutine: Any) -> None:
         try:
             result = await coroutine
         except asyncio.CancelledError:
-            text = f"actor {self.name!r} cancelled {message.header.name!r}"
-            self.answers.interrupted(message, ActorDied(text, started=True, cause="cancelled"))
+            self._interrupted(message)
         except BaseException as error:
             self.answers.raised(message, error)
         else:

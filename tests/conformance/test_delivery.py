@@ -647,12 +647,28 @@ def test_a_deadline_holds_between_the_items_of_a_stream(mailbox: Any, until: Any
 # --- Cancelling ---
 
 
+def test_cancelled_before_its_first_step_it_is_counted_all_the_same(mailbox: Any, until: Any) -> None:
+    with running(loom.ChildSpec(Worker, name="w", mailbox=mailbox())) as node:
+        worker = node.lookup("w")
+        pid = worker.pid().result(timeout_s=10)
+        for _ in range(20):
+            os.kill(pid, signal.SIGSTOP)  # so that call and cancel are read in one go
+            call = worker.patient(60)
+            call.cancel()
+            os.kill(pid, signal.SIGCONT)
+            with pytest.raises(CallTimeout, match="cancelled"):
+                call.result(timeout_s=10)
+        found = at_rest(until, node, "w")
+        assert (found.running, found.unaccounted) == (0, 0)
+
+
 def test_an_async_handler_gets_cancelled_error(mailbox: Any, until: Any) -> None:
     with running(loom.ChildSpec(Worker, name="w", mailbox=mailbox())) as node:
         worker = node.lookup("w")
         worker.pid().result(timeout_s=10)
         call = worker.patient(60)
         until(lambda: stats(node, "w").running == 1)
+        assert worker.cancelled().result(timeout_s=10) == ""  # a turn later: it has begun
         call.cancel()
         with pytest.raises(CallTimeout, match="cancelled"):
             call.result(timeout_s=10)

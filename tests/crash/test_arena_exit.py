@@ -53,7 +53,8 @@ ENDS = {
         maker, begun = node.spawn(Maker), threading.Event()
         def work():
             while True:
-                array = loom.arena.empty(40_000, np.uint8)
+                try: array = loom.arena.empty(40_000, np.uint8)
+                except loom.errors.LoomError: return  # the node is closed before the thread ends
                 array[:] = 1
                 begun.set()
         for _ in range(3): threading.Thread(target=work, daemon=True).start()
