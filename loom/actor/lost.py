@@ -65,7 +65,9 @@ def _end(links: Links, channel: Channel, orphans: list[Reply], obituary: Reply, 
     unbegun: list[Sent] = []
     is_exact = gate is not None and found.begun >= 0 and channel.is_ordered
     if gate is not None:
-        unbegun = gate.unbegun(max(0, found.begun))
+        remembered = gate.unbegun(max(0, found.begun))
+        # Of a death that the node has forgotten nothing is known: not a word, rather than dead letters that had begun.
+        unbegun = remembered if found.last_id >= 0 else []
     ids = {sent.header.id for sent in unbegun}
     if gate is not None and gate.keeps and heir is not None:
         calls = {reply.id: reply for reply in orphans}

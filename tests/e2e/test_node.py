@@ -117,6 +117,14 @@ def test_a_first_call_is_woken_by_the_nodes_answer_and_not_by_the_clock(monkeypa
             assert node.spawn(Counter).add().result(timeout_s=30) == 1
 
 
+def test_a_call_that_was_answered_is_no_dead_letter_when_the_name_goes_to_another(node: loom.Node) -> None:
+    for _ in range(5):
+        assert node.spawn(Counter, name="again").add().result(timeout_s=30) == 1
+        node.stop("again")
+    assert node.spawn(Counter, name="again").add().result(timeout_s=30) == 1
+    assert node.dead_letters() == []
+
+
 def test_order_of_one_sender_is_kept(node: loom.Node) -> None:
     counter = node.spawn(Counter)
     for number in range(3000):
